@@ -1,0 +1,259 @@
+"""The block: what every interchangeable part of a model is, and how one is registered.
+
+Shapes: B batch, T time, D model width.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from archsearch.catalogue import BlockInfo, declare, found
+from archsearch.cost import Cost
+from archsearch.dims import dims_of
+from archsearch.errors import BlockError, nearest
+
+State = dict[str, Tensor]
+"""What decoding carries from token to token: one tensor per name, batch first."""
+Init = Callable[[Tensor, Generator], object]
+"""Fills a parameter in place from an explicit random stream."""
+RoleKind = Literal["hidden", "embedding", "readout", "vector", "small"]
+
+
+def normal(std: float) -> Init:
+    """Draw from N(0, std^2)."""
+    return lambda w, g: w.normal_(0.0, std, generator=g)
+
+
+def fan_in(w: Tensor, g: Generator) -> Tensor:
+    """Draw from N(0, 1 / fan_in), fan_in being the product of all axes but the first."""
+    return w.normal_(0.0, math.prod(w.shape[1:]) ** -0.5, generator=g)
+
+
+def zeros(w: Tensor, g: Generator) -> Tensor:
+    """Fill with 0."""
+    return w.zero_()
+
+
+def ones(w: Tensor, g: Generator) -> Tensor:
+    """Fill with 1."""
+    return w.fill_(1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """How one parameter takes part in width, and how it starts.
+
+    `axes` names, for each axis of the tensor, the width dimension that it grows with; None is an
+    axis that does not grow with the model width (Yang et al. 2022, arXiv 2203.03466, table 8).
+    """
+
+    kind: RoleKind
+    axes: tuple[str | None, ...]
+    init: Init
+
+    @classmethod
+    def hidden(cls, *axes: str | None, init: Init = fan_in) -> Role:
+        """A matrix from one growing dimension to another."""
+        return cls("hidden", axes, init)
+
+    @classmethod
+    def embedding(cls, *axes: str | None, init: Init) -> Role:
+        """From a fixed dimension to a growing one; a row is read by few inputs."""
+        return cls("embedding", axes, init)
+
+    @classmethod
+    def readout(cls, *axes: str | None, init: Init = fan_in) -> Role:
+        """From a growing dimension to a fixed one."""
+        return cls("readout", axes, init)
+
+    @classmethod
+    def vector(cls, *axes: str | None, init: Init) -> Role:
+        """A gain, bias or filter: one growing axis and no sum over it."""
+        return cls("vector", axes, init)
+
+    @classmethod
+    def small(cls, *axes: None, init: Init) -> Role:
+        """No axis grows."""
+        return cls("small", axes, init)
+
+
+@dataclass(frozen=True, slots=True)
+class Ctx:
+    """What a block may need beyond its input."""
+
+    embedding: Tensor
+    """The token embeddings, same shape as the input."""
+    position: int = 0
+    """Index of the first token of the input in its sequence."""
+    use: int = 0
+    """How often the weights were used before in this forward pass (shared blocks)."""
+
+
+class Block(nn.Module):
+    """One interchangeable part of a model. A subclass is registered when it is created.
+
+    Class arguments:
+        name: as a space file spells it.
+        kind: "mixer" or "ffn".
+        paper: arXiv number.
+        joins: "stream" or "next", see `BlockInfo.joins`.
+        causal: False for a block whose training pass looks ahead; it must not in eval mode.
+        register: False for a class that no space can name: a common base, or a test double.
+
+    A subclass brings `Config`, `roles`, `__init__(width, config)`, `forward`, `init_state`, `step`,
+    `cost` and `oracle`; `check` where not every width or parameter goes with every other. The
+    contract suite in `archsearch.testing` then holds it to all of them.
+    """
+
+    info: ClassVar[BlockInfo]
+    Config: ClassVar[type[Any]]
+    roles: ClassVar[Mapping[str, Role]]
+    """For each parameter name, or pattern of names with `*`, its role."""
+    prenorm: ClassVar[bool] = True
+    """Whether the model normalises the input; False where the block does so itself."""
+    per_use: ClassVar[bool] = False
+    """Whether each use of shared weights has some of its own: `__init__` then takes `uses`."""
+
+    def __init_subclass__(
+        cls,
+        *,
+        name: str,
+        kind: Literal["mixer", "ffn"],
+        paper: str,
+        joins: Literal["stream", "next"] = "stream",
+        causal: bool = True,
+        register: bool = True,
+    ) -> None:
+        super().__init_subclass__()
+        cls.info = BlockInfo(
+            name=name,
+            kind=kind,
+            paper=paper,
+            summary=(cls.__doc__ or "").strip().split("\n")[0].rstrip("."),
+            dims=dims_of(cls.Config),
+            joins=joins,
+            causal=causal,
+            docs=_field_docs(cls.Config),
+        )
+        if register:
+            _classes[name] = cls
+            declare(cls.info)
+
+    def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
+        """The branch for a whole sequence; the model adds the residual."""
+        raise NotImplementedError
+
+    def init_state(self, batch: int, context: int) -> State:
+        """The decode state before the first token of sequences of at most `context` tokens."""
+        raise NotImplementedError
+
+    def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        """The branch for one token at `ctx.position`. `state` may be changed in place."""
+        raise NotImplementedError
+
+    def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
+        """What `forward` must equal: the paper's equations, naive and readable, any dtype."""
+        raise NotImplementedError
+
+    @staticmethod
+    def cost(width: int, config: Any, seq_len: int) -> Cost:
+        """Cost of one use at a context of `seq_len` tokens."""
+        raise NotImplementedError
+
+    @staticmethod
+    def params_per_use(width: int, config: Any) -> int:
+        """The part of `cost().params` that every further use adds again."""
+        return 0
+
+    @staticmethod
+    def check(width: int, config: Any) -> None:
+        """Refuse a combination that cannot be built.
+
+        Raises:
+            BlockError: saying what was given and what is legal.
+        """
+
+
+_classes: dict[str, type[Block]] = {}
+
+
+def require(info: BlockInfo, field: str, value: int, legal: Iterable[int], because: str) -> None:
+    """Refuse a value that the width or another parameter rules out; for `Block.check`.
+
+    Raises:
+        BlockError: `{block}.{field} {value} {because}; legal: ...`.
+    """
+    fitting = [v for v in legal if v in info.dims[field]]
+    if value not in fitting:
+        words = ", ".join(map(str, fitting)) or "none"
+        raise BlockError(f"{info.name}.{field} {value} {because}; legal: {words}")
+
+
+def divisors(number: int) -> list[int]:
+    """Every whole number that divides `number`, in order."""
+    small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
+    return sorted({*small, *(number // i for i in small)})
+
+
+def block_class(name: str) -> type[Block]:
+    """The class of a block, imported from the package that brings it.
+
+    Raises:
+        BlockError: if no package brings a block of that name.
+    """
+    if name not in _classes:
+        if name not in found("blocks"):
+            known = {*found("blocks"), *_classes}
+            raise BlockError(f"unknown block '{name}'; {nearest(name, known)}")
+        found("blocks")[name].load()
+    return _classes[name]
+
+
+def role_of(roles: Mapping[str, Role], name: str) -> Role:
+    """The role of one parameter, by its exact name or the first pattern that matches it.
+
+    Raises:
+        BlockError: if nothing is declared for it.
+    """
+    if name in roles:
+        return roles[name]
+    for pattern, role in roles.items():
+        if fnmatchcase(name, pattern):
+            return role
+    raise BlockError(f"parameter '{name}' has no role; declared: {', '.join(roles)}")
+
+
+@torch.no_grad()
+def init_weights(module: nn.Module, roles: Mapping[str, Role], generator: Generator) -> None:
+    """Start every parameter as its role says, in order of name.
+
+    Raises:
+        BlockError: if a parameter has no role.
+    """
+    for name, parameter in sorted(module.named_parameters()):
+        role_of(roles, name).init(parameter, generator)
+
+
+def _field_docs(config: type) -> dict[str, str]:
+    """The string under each field of a dataclass."""
+    try:
+        body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(config))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    docs, field = {}, None
+    for line in getattr(body, "body", []):
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            field = line.target.id
+        elif field and isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant):
+            docs[field] = " ".join(str(line.value.value).split())
+            field = None
+    return docs

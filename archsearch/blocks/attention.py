@@ -1,0 +1,260 @@
+"""Softmax attention: multi-head, grouped-query, multi-query, sliding window.
+
+Vaswani et al. 2017, arXiv 1706.03762, eq. 1; grouped queries: Ainslie et al. 2023, arXiv
+2305.13245; window: Beltagy et al. 2020, arXiv 2004.05150, section 3.1; QK-norm as in Qwen3.
+
+    q, k, v = W_qkv x + b;   y = W_o softmax(q k^T / sqrt(K) + mask) v
+
+Query head h reads key head h // (H / G). RoPE (Su et al. 2021, arXiv 2104.09864) turns the pair of
+channels (i, i + K/2) at position p by the angle p * theta^(-2i/K).
+
+Shapes: B batch, T query time, S key time, D model width, H query heads, G key heads, K head width,
+R = H / G.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archsearch.block import Block, Ctx, Role, State, divisors, ones, require, zeros
+from archsearch.cost import Cost
+from archsearch.dims import choice, real, whole
+
+TILE = 64
+"""Fewest queries that share one slice of keys where a window is cut out of the sequence."""
+
+
+class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
+    """Softmax attention, full or in a sliding window, with RoPE and grouped queries."""
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Config:
+        """Search dimensions."""
+
+        heads: int = whole(1, 256, default=4)
+        """Query heads; they share the model width."""
+        kv_heads: int | None = whole(1, 256, default=None, default_from="heads")
+        """Key and value heads; 1 is multi-query, none is one for each query head."""
+        pos: str = choice("rope", "none", default="rope")
+        """Position encoding."""
+        theta: float = real(1.0, 1e7, default=10_000.0, log=True, when=("pos", "rope"))
+        """Base of the RoPE wavelengths."""
+        qk_norm: bool = choice(False, True, default=False)
+        """RMSNorm over each query and key before RoPE."""
+        qkv_bias: bool = choice(False, True, default=False)
+        """Bias on queries, keys and values."""
+        window: int | None = whole(1, 2**20, default=None, optional=True)
+        """Tokens that a query sees, itself included; none is all before it."""
+
+    roles = {
+        "qkv.weight": Role.hidden("heads", "model"),
+        "qkv.bias": Role.vector("heads", init=zeros),
+        "q_norm.weight": Role.vector("head", init=ones),
+        "k_norm.weight": Role.vector("head", init=ones),
+        "out.weight": Role.hidden("model", "heads"),
+    }
+
+    def __init__(self, width: int, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
+        self.head_width = width // config.heads
+        rows = (self.heads + 2 * self.kv_heads) * self.head_width
+        self.qkv = nn.Linear(width, rows, bias=config.qkv_bias)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(self.head_width, eps=1e-6)
+            self.k_norm = nn.RMSNorm(self.head_width, eps=1e-6)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
+        q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, ctx.position)
+        y_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, self.config.window)
+        return self.out(y_BTHK.flatten(-2))
+
+    def init_state(self, batch: int, context: int) -> State:
+        slots = min(context, self.config.window or context)
+        shape = batch, self.kv_heads, slots, self.head_width
+        return {name: self.out.weight.new_zeros(shape) for name in ("k", "v")}
+
+    def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        q_BTHK, k_BTGK, v_BTGK = self._project(x_BD[:, None], ctx.position)
+        y_BHK = recall(q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0], state, ctx.position)
+        return self.out(y_BHK.flatten(-2)), state
+
+    def _project(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        split = [self.heads, self.kv_heads, self.kv_heads]
+        q, k, v = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width)).split(split, -2)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.pos == "rope":
+            q, k = rope(q, start, self.config.theta), rope(k, start, self.config.theta)
+        return q, k, v
+
+    def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
+        time, K, R = x_BTD.shape[1], self.head_width, self.heads // self.kv_heads
+        position_T = torch.arange(time) + ctx.position
+        qkv = x_BTD @ self.qkv.weight.T
+        if self.config.qkv_bias:
+            qkv = qkv + self.qkv.bias
+        mixed = []
+        for h in range(self.heads):
+            g = h // R
+            k_at, v_at = self.heads + g, self.heads + self.kv_heads + g
+            q_BTK, k_BSK, v_BSK = (qkv[..., i * K : (i + 1) * K] for i in (h, k_at, v_at))
+            if self.config.qk_norm:
+                q_BTK = q_BTK / (q_BTK**2).mean(-1, keepdim=True).add(1e-6).sqrt()
+                k_BSK = k_BSK / (k_BSK**2).mean(-1, keepdim=True).add(1e-6).sqrt()
+                q_BTK, k_BSK = q_BTK * self.q_norm.weight, k_BSK * self.k_norm.weight
+            if self.config.pos == "rope":
+                rate_I = self.config.theta ** (-2 * torch.arange(K // 2).to(x_BTD.dtype) / K)
+                turn_TI = torch.exp(1j * position_T[:, None] * rate_I)
+                q_BTI = torch.complex(q_BTK[..., : K // 2], q_BTK[..., K // 2 :]) * turn_TI
+                k_BSI = torch.complex(k_BSK[..., : K // 2], k_BSK[..., K // 2 :]) * turn_TI
+                q_BTK = torch.cat((q_BTI.real, q_BTI.imag), -1)
+                k_BSK = torch.cat((k_BSI.real, k_BSI.imag), -1)
+            age_TS = position_T[:, None] - position_T
+            seen_TS = (age_TS >= 0) & (age_TS < (self.config.window or time))
+            score_BTS = (q_BTK @ k_BSK.mT / math.sqrt(K)).masked_fill(~seen_TS, -math.inf)
+            mixed.append(score_BTS.softmax(-1) @ v_BSK)
+        return torch.cat(mixed, -1) @ self.out.weight.T
+
+    @staticmethod
+    def cost(width: int, config: Config, seq_len: int) -> Cost:
+        head, kv_heads = width // config.heads, config.kv_heads or config.heads
+        kv = 2 * kv_heads * head
+        matrices = width * (width + kv) + width**2
+        vectors = (width + kv) * config.qkv_bias + 2 * head * config.qk_norm
+        return Cost(
+            params=matrices + vectors,
+            active_params=matrices + vectors,
+            flops=2 * matrices + 4 * width * _pairs(seq_len, config.window) / seq_len,
+            state_bytes=4 * kv * min(seq_len, config.window or seq_len),
+        )
+
+    @staticmethod
+    def check(width: int, config: Config) -> None:
+        info, kv_heads = Attention.info, config.kv_heads or config.heads
+        legal, why = divisors(width), f"does not divide width {width}"
+        if config.pos == "rope":
+            legal = [heads for heads in legal if width // heads % 2 == 0]
+            why = f"does not cut width {width} into even parts (RoPE turns pairs of channels)"
+        require(info, "heads", config.heads, legal, why)
+        why = f"does not divide the {config.heads} query heads"
+        require(info, "kv_heads", kv_heads, divisors(config.heads), why)
+
+
+def rope(x_BTHK: Tensor, start: int, theta: float) -> Tensor:
+    """Turn channel pairs (i, i + K/2) by position * theta^(-2i/K); x[:, 0] is at `start`.
+
+    Angles are at least fp32, whatever the type of x.
+    """
+    time, half = x_BTHK.shape[1], x_BTHK.shape[-1] // 2
+    exact = {"dtype": torch.promote_types(x_BTHK.dtype, torch.float32), "device": x_BTHK.device}
+    rate_I = theta ** (-torch.arange(half, **exact) / half)
+    angle_T1I = torch.arange(start, start + time, **exact)[:, None, None] * rate_I
+    cos_T1I, sin_T1I = angle_T1I.cos().to(x_BTHK.dtype), angle_T1I.sin().to(x_BTHK.dtype)
+    a_BTHI, b_BTHI = x_BTHK.chunk(2, -1)
+    turned_a = torch.addcmul(a_BTHI * cos_T1I, b_BTHI, sin_T1I, value=-1)
+    turned_b = torch.addcmul(b_BTHI * cos_T1I, a_BTHI, sin_T1I)
+    return torch.cat((turned_a, turned_b), -1)
+
+
+def attend(
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGK: Tensor,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Causal softmax attention; `scale` is K^-1/2 unless given.
+
+    SDPA knows no window, and a mask costs as much as no window at all. So a long sequence is cut
+    into tiles of queries, each with the slice of keys that it can see.
+    """
+    time = q_BTHK.shape[1]
+    if window is None or window >= time:
+        return _sdpa(q_BTHK, k_BTGK, v_BTGK, None, scale)
+    tile = _tile(window)
+    if time <= 2 * tile:
+        return _sdpa(q_BTHK, k_BTGK, v_BTGK, _band(q_BTHK, time, time, window), scale)
+    tiles = math.ceil(time / tile)
+    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, tiles * tile - time)) for x in (q_BTHK, k_BTGK, v_BTGK))
+    first = _sdpa(q[:, :tile], k[:, :tile], v[:, :tile], _band(q, tile, tile, window), scale)
+    seen = tile + window - 1
+    rest = _sdpa(
+        q[:, tile:].reshape(-1, tile, *q.shape[2:]),
+        _slices(k, tile, window),
+        _slices(v, tile, window),
+        _band(q, tile, seen, window),
+        scale,
+    )
+    return torch.cat((first, rest.reshape(len(q), -1, *q.shape[2:])), 1)[:, :time]
+
+
+def recall(
+    q_BHK: Tensor,
+    k_BGK: Tensor,
+    v_BGK: Tensor,
+    state: State,
+    position: int,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention of one query over the cache, after its own key and value went in.
+
+    The cache is a ring: past its end the newest token takes the place of the oldest.
+    """
+    slots = state["k"].shape[2]
+    state["k"][:, :, position % slots] = k_BGK
+    state["v"][:, :, position % slots] = v_BGK
+    k_BGSK, v_BGSK = (state[name][:, :, : position + 1] for name in ("k", "v"))
+    grouped = q_BHK.shape[1] != k_BGK.shape[1]
+    y_BHTK = F.scaled_dot_product_attention(
+        q_BHK[:, :, None], k_BGSK, v_BGSK, scale=scale, enable_gqa=grouped
+    )
+    return y_BHTK[:, :, 0]
+
+
+def _sdpa(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_TS: Tensor | None, scale: float | None
+) -> Tensor:
+    y_BHTK = F.scaled_dot_product_attention(
+        q_BTHK.transpose(1, 2),
+        k_BSGK.transpose(1, 2),
+        v_BSGK.transpose(1, 2),
+        attn_mask=mask_TS,
+        is_causal=mask_TS is None,
+        scale=scale,
+        enable_gqa=q_BTHK.shape[2] != k_BSGK.shape[2],
+    )
+    return y_BHTK.transpose(1, 2)
+
+
+def _tile(window: int) -> int:
+    return max(TILE, window)
+
+
+def _band(like: Tensor, time: int, seen: int, window: int) -> Tensor:
+    """Which of the last `seen` keys each of the last `time` queries may read."""
+    age_TS = torch.arange(time, device=like.device)[:, None] - torch.arange(
+        time - seen, time, device=like.device
+    )
+    return (age_TS >= 0) & (age_TS < window)
+
+
+def _slices(x_BTGK: Tensor, tile: int, window: int) -> Tensor:
+    """For every tile but the first: itself, after the window - 1 tokens before it."""
+    tiles = x_BTGK.unflatten(1, (-1, tile))
+    return torch.cat((tiles[:, :-1, tile - window + 1 :], tiles[:, 1:]), 2).flatten(0, 1)
+
+
+def _pairs(time: int, window: int | None) -> int:
+    """Pairs of query and key that `attend` multiplies."""
+    tile = _tile(window or time)
+    if window is None or window >= time or time <= 2 * tile:
+        return time**2
+    return tile**2 + (math.ceil(time / tile) - 1) * tile * (tile + window - 1)

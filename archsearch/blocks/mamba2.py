@@ -1,0 +1,256 @@
+"""Mamba-2: a selective state space with one decay per head (SSD). Dao and Gu 2024, arXiv 2405.21060.
+
+    z | x | B | C | dt = W_in u
+    x, B, C <- silu(causal depthwise convolution of each channel)
+    dt = softplus(dt + dt_bias),   a_t = exp(-exp(A_log) dt_t)
+    S_t = a_t S_(t-1) + dt_t B_t x_t^T,   y_t = S_t^T C_t + D x_t
+    o = W_out (norm * RMSNorm(y * silu(z)))
+
+The RMSNorm runs over the channels of each group, after the gate; head h reads B and C of group
+h // (H / G). Names and row order are those of `mamba_ssm.Mamba2`. The convolution starts with
+bias 0, where mamba_ssm draws it as the weights.
+
+`forward` cuts the sequence into chunks (section 6): inside a chunk the outputs are a masked matrix
+product, between chunks only the state at the border is passed on.
+
+Shapes: B batch, T time, D model width, E inner width, H heads, P head width, G groups, N state
+size, C channels of the convolution (E + 2GN), I chunks, Q time in a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from archsearch.block import Block, Ctx, Role, State, divisors, ones, require, zeros
+from archsearch.cost import Cost
+from archsearch.dims import whole
+
+CHUNK = 64
+"""Longest chunk. It has no effect on values; 32 to 128 are equally fast on a CPU."""
+FORGOTTEN = -30.0
+"""Log decay in one step below which the past is gone (1e-13): keeps the sums over a chunk exact."""
+
+
+def draw_conv(w: Tensor, g: Generator) -> Tensor:
+    """Draw from U(-k^-1/2, k^-1/2) for a filter of length k."""
+    bound = w.shape[-1] ** -0.5
+    return w.uniform_(-bound, bound, generator=g)
+
+
+def draw_dt_bias(w: Tensor, g: Generator) -> Tensor:
+    """Let softplus(w) be log-uniform in [0.001, 0.1]."""
+    dt = w.uniform_(math.log(1e-3), math.log(1e-1), generator=g).exp_().clamp_(min=1e-4)
+    return w.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
+def draw_A_log(w: Tensor, g: Generator) -> Tensor:
+    """Let exp(w) be uniform in [1, 16]."""
+    return w.uniform_(1, 16, generator=g).log_()
+
+
+class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
+    """Selective state space with one decay per head (SSD)."""
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Config:
+        """Search dimensions."""
+
+        d_state: int = whole(1, 1024, default=64)
+        """State size per channel; memory at decode grows linearly with it."""
+        head_dim: int = whole(1, 1024, default=32)
+        """Channels that share one decay."""
+        expand: int = whole(1, 8, default=2)
+        """Inner width over model width."""
+        conv: int = whole(1, 16, default=4)
+        """Length of the causal convolution."""
+        groups: int = whole(1, 64, default=1)
+        """Sets of B and C, each shared by heads / groups heads."""
+
+    roles = {
+        "in_proj.weight": Role.hidden("inner", "model"),
+        "conv1d.weight": Role.vector("inner", None, None, init=draw_conv),
+        "conv1d.bias": Role.vector("inner", init=zeros),
+        "dt_bias": Role.vector("heads", init=draw_dt_bias),
+        "A_log": Role.vector("heads", init=draw_A_log),
+        "D": Role.vector("heads", init=ones),
+        "norm.weight": Role.vector("inner", init=ones),
+        "out_proj.weight": Role.hidden("model", "inner"),
+    }
+
+    def __init__(self, width: int, config: Config) -> None:
+        super().__init__()
+        inner = config.expand * width
+        self.heads, self.groups = inner // config.head_dim, config.groups
+        bc = config.groups * config.d_state
+        self.split = [inner, inner + 2 * bc, self.heads], [inner, bc, bc]
+        channels = inner + 2 * bc
+        self.in_proj = nn.Linear(width, inner + channels + self.heads, bias=False)
+        self.conv1d = nn.Conv1d(channels, channels, config.conv, groups=channels)
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.D = nn.Parameter(torch.empty(self.heads))
+        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.out_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
+        z_BTE, xBC_BTC, dt_BTH = self.in_proj(x_BTD).split(self.split[0], -1)
+        xBC_BCT = F.pad(xBC_BTC.mT, (self.conv1d.kernel_size[0] - 1, 0))
+        xBC_BTC = F.silu(self.conv1d(xBC_BCT)).mT
+        x_BTE, B_BTC, C_BTC = xBC_BTC.split(self.split[1], -1)
+        x_BTHP = x_BTE.unflatten(-1, (self.heads, -1))
+        B_BTGN, C_BTGN = (x.unflatten(-1, (self.groups, -1)) for x in (B_BTC, C_BTC))
+        dt_BTH = F.softplus(dt_BTH + self.dt_bias)
+        log_a_BTH = (dt_BTH * -self.A_log.exp()).clamp(min=FORGOTTEN)
+        y_BTHP = ssd(x_BTHP, dt_BTH, log_a_BTH, B_BTGN, C_BTGN)
+        y_BTE = torch.addcmul(y_BTHP, x_BTHP, self.D[:, None]).flatten(-2)
+        # the gain goes into the matrix: two passes less over a (B, T, E) tensor
+        return F.linear(self._gated(y_BTE, z_BTE), self.out_proj.weight * self.norm.weight)
+
+    def init_state(self, batch: int, context: int) -> State:
+        channels, _, kernel = self.conv1d.weight.shape
+        P, N = (self.split[1][0] // self.heads, self.split[1][1] // self.groups)
+        return {
+            "conv": self.A_log.new_zeros(batch, channels, kernel - 1),
+            "ssm": self.A_log.new_zeros(batch, self.heads, P, N),
+        }
+
+    def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        z_BE, xBC_BC, dt_BH = self.in_proj(x_BD).split(self.split[0], -1)
+        seen_BCK = torch.cat((state["conv"], xBC_BC[..., None]), -1)
+        xBC_BC = (seen_BCK * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias
+        x_BE, B_BC, C_BC = F.silu(xBC_BC).split(self.split[1], -1)
+        x_BHP = x_BE.unflatten(-1, (self.heads, -1))
+        shared = self.heads // self.groups
+        B_BHN, C_BHN = (
+            x.unflatten(-1, (self.groups, -1)).repeat_interleave(shared, 1) for x in (B_BC, C_BC)
+        )
+        dt_BH = F.softplus(dt_BH + self.dt_bias)
+        a_BH11 = (dt_BH * -self.A_log.exp()).exp()[..., None, None]
+        added_BHPN = (dt_BH[..., None] * x_BHP)[..., None] * B_BHN[:, :, None]
+        ssm_BHPN = torch.addcmul(added_BHPN, state["ssm"], a_BH11)
+        y_BHP = (ssm_BHPN @ C_BHN[..., None])[..., 0] + self.D[:, None] * x_BHP
+        y_BE = self._gated(y_BHP.flatten(-2), z_BE) * self.norm.weight
+        return self.out_proj(y_BE), {"conv": seen_BCK[..., 1:], "ssm": ssm_BHPN}
+
+    def _gated(self, y: Tensor, z: Tensor) -> Tensor:
+        """RMSNorm of the gated output over each group, without the gain."""
+        y = (y * F.silu(z)).unflatten(-1, (self.groups, -1))
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5)).flatten(-2)
+
+    def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
+        (E, C, H), (_, GN, _), G = self.split[0], self.split[1], self.groups
+        K, shared = self.conv1d.kernel_size[0], H // G
+        sigmoid = lambda x: 1 / (1 + torch.exp(-x))  # noqa: E731
+        u_BTF = x_BTD @ self.in_proj.weight.T
+        S_BHPN = x_BTD.new_zeros(len(x_BTD), H, E // H, GN // G)
+        outputs = []
+        for t in range(x_BTD.shape[1]):
+            z_BE, dt_BH = u_BTF[:, t, :E], u_BTF[:, t, E + C :]
+            c_BC = self.conv1d.bias
+            for lag in range(min(K, t + 1)):
+                c_BC = c_BC + self.conv1d.weight[:, 0, K - 1 - lag] * u_BTF[:, t - lag, E : E + C]
+            c_BC = c_BC * sigmoid(c_BC)
+            x_BHP = c_BC[:, :E].reshape(-1, H, E // H)
+            B_BHN = torch.stack(
+                [c_BC[:, E:][:, :GN].chunk(G, -1)[h // shared] for h in range(H)], 1
+            )
+            C_BHN = torch.stack([c_BC[:, E + GN :].chunk(G, -1)[h // shared] for h in range(H)], 1)
+            dt_BH = torch.log1p(torch.exp(dt_BH + self.dt_bias))
+            a_BH = torch.exp(-torch.exp(self.A_log) * dt_BH)
+            input_BHPN = torch.einsum("bh,bhp,bhn->bhpn", dt_BH, x_BHP, B_BHN)
+            S_BHPN = a_BH[:, :, None, None] * S_BHPN + input_BHPN
+            y_BHP = torch.einsum("bhpn,bhn->bhp", S_BHPN, C_BHN) + self.D[:, None] * x_BHP
+            y_BGE = (y_BHP.reshape(-1, E) * z_BE * sigmoid(z_BE)).reshape(-1, G, E // G)
+            y_BGE = y_BGE / torch.sqrt((y_BGE**2).mean(-1, keepdim=True) + 1e-5)
+            outputs.append(self.out_proj.weight @ (self.norm.weight * y_BGE.reshape(-1, E)).T)
+        return torch.stack(outputs).permute(2, 0, 1)
+
+    @staticmethod
+    def cost(width: int, config: Config, seq_len: int) -> Cost:
+        E, GN, H = _sizes(width, config)
+        channels = E + 2 * GN
+        matrices = width * (E + channels + H) + E * width
+        params = matrices + channels * (config.conv + 1) + 3 * H + E
+        chunks, Q = _chunks(seq_len)
+        scan = chunks * 2 * Q * (GN + E) + (chunks - 1) * 4 * E * config.d_state
+        return Cost(
+            params=params,
+            active_params=params,
+            flops=2 * matrices + 2 * config.conv * channels + scan * Q / seq_len,
+            state_bytes=4 * (E * config.d_state + (config.conv - 1) * channels),
+        )
+
+    @staticmethod
+    def check(width: int, config: Config) -> None:
+        inner, info = config.expand * width, Mamba2.info
+        why = f"does not divide the inner width {inner} ({config.expand} x {width})"
+        require(info, "head_dim", config.head_dim, divisors(inner), why)
+        heads = inner // config.head_dim
+        why = f"does not divide the {heads} heads (inner width {inner} / {config.head_dim})"
+        require(info, "groups", config.groups, divisors(heads), why)
+
+
+def ssd(
+    x_BTHP: Tensor, dt_BTH: Tensor, log_a_BTH: Tensor, B_BTGN: Tensor, C_BTGN: Tensor
+) -> Tensor:
+    """y_t = S_t^T C_t with S_t = exp(log_a_t) S_(t-1) + dt_t B_t x_t^T and S_(-1) = 0.
+
+    Decays are only ever formed as exp of a sum that is at most 0, so nothing overflows.
+
+    Returns:
+        y_BTHP.
+    """
+    time, H, P = x_BTHP.shape[1:]
+    G, N = B_BTGN.shape[2:]
+    I, Q = _chunks(time)
+    tail = I * Q - time
+    if tail:
+        # dt = 0 and log a = 0: what is padded changes no state
+        x_BTHP, B_BTGN, C_BTGN = (
+            F.pad(x, (0, 0) * 2 + (0, tail)) for x in (x_BTHP, B_BTGN, C_BTGN)
+        )
+        dt_BTH, log_a_BTH = (F.pad(x, (0, 0, 0, tail)) for x in (dt_BTH, log_a_BTH))
+    chunked = [x.unflatten(1, (I, Q)).transpose(2, 3) for x in (x_BTHP, dt_BTH, log_a_BTH)]
+    x_BIHQP, dt_BIHQ, log_a_BIHQ = chunked
+    B_BIGQN, C_BIGQN = (x.unflatten(1, (I, Q)).transpose(2, 3) for x in (B_BTGN, C_BTGN))
+    x_BIHQP = x_BIHQP.contiguous() * dt_BIHQ[..., None]
+    sum_BIHQ = log_a_BIHQ.cumsum(-1)
+    last_BIH1 = sum_BIHQ[..., -1:]
+
+    def per_head(x_BIGQ: Tensor, factor_BIHQ: Tensor) -> Tensor:
+        grouped = factor_BIHQ.unflatten(2, (G, -1))
+        return (x_BIGQ[:, :, :, None] * grouped).flatten(2, 3)
+
+    future_QQ = x_BTHP.new_full((Q, Q), -math.inf).triu(1)
+    decay_BIHQQ = (sum_BIHQ[..., None] + (-sum_BIHQ)[..., None, :]).add_(future_QQ).exp_()
+    weight_BIHQQ = per_head(C_BIGQN @ B_BIGQN.mT, decay_BIHQQ)
+    y_BIHQP = weight_BIHQQ @ x_BIHQP
+    if I > 1:
+        keep_BIHQ1 = (last_BIH1 - sum_BIHQ)[:, :-1, ..., None].exp()
+        added_BIHNP = per_head(B_BIGQN[:, :-1], keep_BIHQ1).mT @ x_BIHQP[:, :-1]
+        carry_BIH11 = last_BIH1[:, 1:-1, ..., None].exp()
+        starts = [added_BIHNP[:, 0]]
+        # unbind: indexing in the loop would make the backward pass quadratic in chunks
+        for added, carry in zip(added_BIHNP.unbind(1)[1:], carry_BIH11.unbind(1), strict=True):
+            starts.append(torch.addcmul(added, starts[-1], carry))
+        read_BIHQN = per_head(C_BIGQN[:, 1:], sum_BIHQ[:, 1:, ..., None].exp())
+        carried_BIHQP = read_BIHQN @ torch.stack(starts, 1)
+        y_BIHQP = torch.cat((y_BIHQP[:, :1], y_BIHQP[:, 1:] + carried_BIHQP), 1)
+    return y_BIHQP.transpose(2, 3).flatten(1, 2)[:, :time]
+
+
+def _chunks(time: int) -> tuple[int, int]:
+    """How many chunks of which length, with as little padding as can be."""
+    count = math.ceil(time / CHUNK)
+    return count, math.ceil(time / count)
+
+
+def _sizes(width: int, config: Mamba2.Config) -> tuple[int, int, int]:
+    """Inner width, rows of B, heads."""
+    inner = config.expand * width
+    return inner, config.groups * config.d_state, inner // config.head_dim

@@ -1,0 +1,241 @@
+"""The command line: one verb, one thin function. Heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from archsearch.errors import ArchsearchError, RunError
+
+if TYPE_CHECKING:
+    from archsearch.search.study import Study
+
+app = typer.Typer(
+    help="Find the best hybrid sequence model that your blocks can make.",
+    epilog="Begin with:  archsearch run quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+
+SpaceArg = Annotated[str, typer.Argument(help="A space file, or the name of a shipped space.")]
+RunArg = Annotated[str, typer.Argument(help="A run directory, e.g. runs/quickstart.")]
+SetOpt = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one value, e.g. --set recipe.steps=100. Repeatable."),
+]
+
+
+def main() -> None:
+    """Run the command line; every known error ends in a sentence and an exit code."""
+    try:
+        app()
+    except ArchsearchError as error:
+        Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os._exit(0)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        Console(stderr=True, highlight=False).print(f"{where}{error.strerror}", markup=False)
+        sys.exit(3)
+
+
+@app.command()
+def run(
+    space: SpaceArg,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials in all, finished ones included.", min=1)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; by default one per core.", min=1)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run, instead of the space's.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="Where runs are kept.")] = Path("runs"),
+    storage: Annotated[
+        str,
+        typer.Option(
+            envvar="ARCHSEARCH_STORAGE", help="Optuna storage URL instead of a journal file."
+        ),
+    ] = "",
+    override: SetOpt = None,
+) -> None:
+    """Search a space. The same command continues a run that was stopped.
+
+    Results go to DIR/NAME: the study, a drawing of every trial, and the best model in best/.
+    """
+    from archsearch.space_yaml import load
+
+    overrides = [*(override or ())]
+    overrides += [f"search.trials={trials}"] if trials else []
+    overrides += [f"name={name}"] if name else []
+    experiment = load(space, tuple(overrides))
+    if not experiment.tasks:
+        raise ArchsearchError(f"{space} names no tasks; add e.g. `tasks: {{use: [mad/*]}}`")
+    for warning in experiment.warnings:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+
+    from archsearch.report.session import search
+    from archsearch.search.run import Run
+
+    search(experiment, Run(folder / experiment.space.name, storage), workers or _cores(), console)
+
+
+@app.command(hidden=True)
+def worker(
+    place: str,
+    study: Annotated[str, typer.Option(help="Name of the study.")],
+    folder: Annotated[Path, typer.Option("--dir", help="Where artifacts and weights go.")],
+    trials: Annotated[int | None, typer.Option(help="Trials in all.", min=1)] = None,
+    until: Annotated[float | None, typer.Option(help="No trial starts after this time.")] = None,
+    events: Annotated[
+        bool, typer.Option(help="Tell what happens on stdout, as JSON lines.")
+    ] = False,
+) -> None:
+    """Work on a study until its trials are done; any number may work on one."""
+    if events:
+        threading.Thread(target=_leave_with_parent, daemon=True).start()
+    import torch
+
+    from archsearch.search.worker import Worker
+
+    torch.set_num_threads(1)
+
+    def emit(event: dict[str, Any]) -> None:
+        if events:
+            print(json.dumps(event), flush=True)  # noqa: T201
+
+    Worker(place, study, folder, trials, emit).work(until)
+
+
+def _leave_with_parent() -> None:
+    """End this process when the one that started it is gone and its pipe is closed."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+@app.command()
+def show(
+    run: RunArg,
+    storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
+) -> None:
+    """Show what a run has found so far."""
+    from archsearch.report.session import summary
+
+    console.print(summary(_study(run, storage), Path(run)))
+
+
+@app.command()
+def check(space: SpaceArg, override: SetOpt = None) -> None:
+    """Check a space: its size, what its rules reject, and how long a search would take."""
+    from archsearch.space_yaml import load
+
+    experiment = load(space, tuple(override or ()))
+    from archsearch.report.survey import check_report
+
+    check_report(experiment, console)
+
+
+@app.command()
+def spaces() -> None:
+    """List the spaces that can be run by name."""
+    from archsearch.report.lists import space_table
+
+    console.print(space_table())
+
+
+@app.command()
+def blocks(
+    name: Annotated[str | None, typer.Argument(help="One block, with its parameters.")] = None,
+) -> None:
+    """List the blocks that a space may use, or describe one."""
+    from archsearch.report.lists import block_page, block_table
+
+    console.print(block_page(name) if name else block_table())
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks, with the score of guessing."""
+    from archsearch.report.lists import task_table
+
+    console.print(task_table())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of space files, for completion in editors."""
+    from archsearch.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))  # noqa: T201
+
+
+@app.command()
+def export(
+    run: RunArg,
+    target: Annotated[Path, typer.Argument(help="Directory to write.")],
+    trial: Annotated[str, typer.Option(help="Index of a trial, or best.")] = "best",
+    force: Annotated[bool, typer.Option(help="Replace a directory that is not empty.")] = False,
+    storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
+) -> None:
+    """Write the best model of a run: model.yaml, config.json and weights."""
+    from archsearch.export import export as write
+    from archsearch.report.session import pick
+
+    record = pick(_study(run, storage), trial)
+    weights = Path(run) / "weights" / record.genome.key
+    write(record.genome, weights, target, force=force)
+    console.print(f"wrote {target}: {record.genome.text()}", markup=False, soft_wrap=True)
+    if not (weights / "tasks.json").is_file():
+        console.print("without weights: a run keeps those of its front only")
+    else:
+        console.print(
+            f"next: python -c \"import archsearch; print(archsearch.load('{target}'))\"",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+@app.command()
+def dashboard(
+    run: RunArg,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8080,
+    storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
+) -> None:
+    """Serve Optuna's dashboard for a run, with a drawing and a note for every trial."""
+    from archsearch.report.dashboard import serve
+
+    serve(_study(run, storage), Path(run), port, console)
+
+
+def _study(run: str, storage: str) -> Study:
+    """The study of a run directory.
+
+    Raises:
+        RunError: if there is no run there.
+    """
+    from archsearch.search.storage import JOURNAL, open_storage
+    from archsearch.search.study import Study
+
+    folder = Path(run)
+    if not (folder / "space.yaml").is_file() or not (storage or (folder / JOURNAL).is_file()):
+        here = sorted(str(p.parent) for p in Path().glob(f"runs/*/{JOURNAL}"))
+        raise RunError(f"{run} is no run directory; runs here: {', '.join(here) or 'none'}")
+    return Study(open_storage(storage or folder), folder.name)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""What a person sees: the live view, tables, drawings and notes."""

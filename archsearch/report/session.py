@@ -1,0 +1,122 @@
+"""What a person sees of a run, from its first line to the next command to type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.text import Text
+
+from archsearch.errors import RunError
+from archsearch.export import export
+from archsearch.report.live import Screen, View
+from archsearch.report.tables import trial_table
+from archsearch.search.run import Coordinator, Run, prepare
+from archsearch.words import span
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console, RenderableType
+
+    from archsearch.search.study import Record, Study
+    from archsearch.space_yaml import Experiment
+
+MOST_ROWS = 30
+
+
+def search(experiment: Experiment, run: Run, workers: int, console: Console) -> None:
+    """Search a space and show it, to the table and the exported model at the end."""
+    run.prepare(experiment.text)
+    with run.claimed():
+        study, proposals = prepare(experiment, run, workers)
+        goals = tuple(goal.name for goal in experiment.goals)
+        view = View(study.name, proposals.total, goals, experiment.space.varying, workers=workers)
+        tasks = ", ".join(task.name for task in experiment.tasks)
+        console.print(f"searching {study.name}: {proposals.why}", markup=False, soft_wrap=True)
+        console.print(
+            f"tasks: {tasks}; {workers} worker{'s'[: workers > 1]}", markup=False, soft_wrap=True
+        )
+        try:
+            with Screen(console, view, study) as screen:
+                Coordinator(run, experiment, study, proposals, workers).go(screen.event)
+        except KeyboardInterrupt:
+            done = len(study.records())
+            console.print(
+                f"\nstopped; {done} finished trials are safe. The same command continues."
+            )
+            raise SystemExit(130) from None
+        best = study.best()
+        if best is not None:
+            export(
+                best.genome,
+                run.folder / "weights" / best.genome.key,
+                run.folder / "best",
+                force=True,
+            )
+        console.print(summary(study, run.folder))
+
+
+def summary(study: Study, folder: Path) -> RenderableType:
+    """The trials of a run as a table, and the next command to type."""
+    records, experiment = list(study.records().values()), study.experiment()
+    if not records:
+        return Text(f"{study.name}: no trial has finished yet")
+    goals = tuple(goal.name for goal in experiment.goals)
+    front, best = study.front(), study.best()
+    rest = sorted((r for r in records if r not in front), key=lambda r: (-r.score, r.index))
+    rows = (front + rest)[:MOST_ROWS]
+    varying = experiment.space.varying
+    parts: list[RenderableType] = [_headline(study.name, experiment.recipe.seeds, records), Text()]
+    parts.append(trial_table(front, goals, varying, best, title=f"front of {len(front)}"))
+    if len(rows) > len(front):
+        parts += [Text(), trial_table(rows[len(front) :], goals, varying, title="the others")]
+    if len(records) > len(rows):
+        parts.append(Text(f"and {len(records) - len(rows)} more", style="dim"))
+    if best is None:
+        why = next((r.why for r in records if r.why), "")
+        return Group(*parts, Text(), Text(f"no trial ended well; e.g. {why}"))
+    per_task = "  ".join(
+        f"{name.removeprefix('accuracy/').removeprefix('mad/')} {value:.3f}"
+        for name, value in best.attrs.items()
+        if name.startswith("accuracy/")
+    )
+    parts += [
+        Text(),
+        Text.assemble("best  ", (best.genome.text(varying), "bold"), f"  ({best.genome.key})"),
+        Text(f"      {per_task}"),
+    ]
+    if (folder / "best" / "model.yaml").is_file():
+        parts.append(Text(f"model {folder / 'best' / 'model.yaml'}"))
+    parts.append(Text(f"next: archsearch dashboard {folder}"))
+    return Group(*parts)
+
+
+def pick(study: Study, which: str) -> Record:
+    """One trial of a study: the best, or by its index.
+
+    Raises:
+        RunError: if there is no such trial, or it has no result.
+    """
+    records = study.records()
+    if which == "best":
+        best = study.best()
+        if best is None:
+            raise RunError(f"{study.name} has no trial that ended well yet")
+        return best
+    if not which.isdigit() or int(which) not in records:
+        known = ", ".join(str(i) for i in sorted(records)[:20])
+        raise RunError(f"no finished trial '{which}' in {study.name}; best, or one of: {known}")
+    return records[int(which)]
+
+
+def _headline(name: str, seeds: int, records: list[Record]) -> Text:
+    states = {"ok": 0, "pruned": 0, "diverged": 0, "oom": 0, "invalid": 0}
+    for record in records:
+        states[record.status] += 1
+    ended = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    seconds = sum(float(r.attrs["seconds"]) for r in records)
+    over = f"{seeds} seeds" if seeds > 1 else "held-out rows"
+    return Text(
+        f"{name}: {len(records)} trials ({ended}), {span(seconds)} of training; s.e. over {over}"
+    )

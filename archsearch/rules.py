@@ -1,0 +1,213 @@
+"""Which members of a space may be trained: solved widths, `require`, and what blocks refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from archsearch.cost import Cost
+from archsearch.errors import BlockError, SpaceError
+from archsearch.model import cost
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterator
+
+    from archsearch.expr import Expr
+    from archsearch.genome import Genome
+    from archsearch.space import Decisions, SearchSpace
+
+TRIES = 2000
+"""Draws without a feasible member after which a space counts as unsatisfiable."""
+MOST_LISTED = 4096
+"""Largest space that is listed member by member."""
+
+
+class Infeasible(SpaceError):
+    """A member of the space that may not be trained; `rule` is what it broke."""
+
+    def __init__(self, rule: str, why: str) -> None:
+        super().__init__(why)
+        self.rule = rule
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A member that may be trained, and the decisions that lead to it."""
+
+    decisions: tuple[tuple[str, object], ...]
+    genome: Genome
+
+
+cached_cost = cache(cost)
+
+
+def measure(expr: Expr, genome: Genome, context: int) -> float:
+    """The value of an expression for a genome; costs at `context` tokens unless one is named."""
+
+    def quantity(name: str, args: tuple[str | float, ...]) -> float:
+        if name == "d_model":
+            return genome.d_model
+        if name == "layers":
+            return len(genome.genes)
+        if name == "count":
+            return sum(_matches(i, str(args[0]), genome) for i in range(len(genome.genes)))
+        if name == "adjacent":
+            first, second = str(args[0]), str(args[1])
+            pairs = range(len(genome.genes) - 1)
+            return any(
+                (_matches(i, first, genome) and _matches(i + 1, second, genome))
+                or (_matches(i, second, genome) and _matches(i + 1, first, genome))
+                for i in pairs
+            )
+        known = cached_cost(genome, int(args[0]) if args else context)
+        return float(getattr(known, name))
+
+    return expr(quantity)
+
+
+def _matches(index: int, name: str, genome: Genome) -> bool:
+    return genome.genes[index].block == name
+
+
+def settle(space: SearchSpace, genome: Genome, context: int) -> Genome:
+    """The genome as it is trained: its width solved where the space says so, every rule met.
+
+    Raises:
+        Infeasible: naming the rule that it breaks.
+    """
+    if space.match:
+        genome = _solve(space, genome, context)
+    try:
+        cached_cost(genome, context)
+    except BlockError as error:
+        raise Infeasible("a block refuses its width or parameters", str(error)) from None
+    for rule in space.require:
+        if not measure(rule, genome, context):
+            raise Infeasible(rule.text, f"{genome.text()} breaks the rule {rule.text}")
+    return genome
+
+
+def _solve(space: SearchSpace, genome: Genome, context: int) -> Genome:
+    """The width whose size is nearest to the target, found by bisection over legal widths."""
+    match = space.match
+    assert match is not None
+    widths = [int(str(w)) for w in space.d_model.values or ()]
+    usable = [w for w in widths if _buildable(dataclasses.replace(genome, d_model=w), context)]
+    if not usable:
+        raise Infeasible("match", f"no legal width fits the blocks of {genome.text()}")
+
+    def size(width: int) -> float:
+        return measure(match.quantity, dataclasses.replace(genome, d_model=width), context)
+
+    low, high = 0, len(usable) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(usable[middle]) <= match.target else (low, middle)
+    best = min(usable[low], usable[high], key=lambda w: abs(size(w) - match.target))
+    error = abs(size(best) / match.target - 1)
+    if error > match.tolerance:
+        text = match.quantity.text
+        raise Infeasible(
+            f"match {text}",
+            f"{genome.text()} reaches {text} {size(usable[0]):.4g} to {size(usable[-1]):.4g}; the "
+            f"nearest to {match.target:.4g} is {size(best):.4g}, off by {error:.1%} "
+            f"(tolerance {match.tolerance:.1%})",
+        )
+    return dataclasses.replace(genome, d_model=best)
+
+
+def _buildable(genome: Genome, context: int) -> bool:
+    try:
+        cached_cost(genome, context)
+    except BlockError:
+        return False
+    return True
+
+
+def members(space: SearchSpace, context: int) -> list[Candidate] | None:
+    """Every distinct member that may be trained, or None if the space is too large to list."""
+    if space.size > MOST_LISTED:
+        return None
+    return list(_distinct(space.every(), space, context))
+
+
+def _distinct(source: Iterator[Decisions], space: SearchSpace, context: int) -> Iterator[Candidate]:
+    seen: set[Genome] = set()
+    for decisions in source:
+        try:
+            genome = settle(space, space.replay(decisions), context)
+        except SpaceError:
+            continue
+        if genome not in seen:
+            seen.add(genome)
+            yield Candidate(tuple(decisions.items()), genome)
+
+
+def draw(
+    space: SearchSpace, rng: random.Random, context: int, wanted: Callable[[Genome], bool]
+) -> Candidate:
+    """A random member that may be trained and is `wanted`.
+
+    Raises:
+        SpaceError: if none is found in 2,000 draws, with the rules that rejected them.
+    """
+    rejected: dict[str, tuple[int, str]] = {}
+    for _ in range(TRIES):
+        decisions = space.sample(rng)
+        try:
+            genome = settle(space, space.replay(decisions), context)
+        except SpaceError as error:
+            rule = error.rule if isinstance(error, Infeasible) else "every slot is none"
+            rejected[rule] = (rejected.get(rule, (0, ""))[0] + 1, str(error))
+            continue
+        if wanted(genome):
+            return Candidate(tuple(decisions.items()), genome)
+        rejected["trained before"] = (rejected.get("trained before", (0, ""))[0] + 1, "")
+    shares = sorted(rejected.items(), key=lambda item: -item[1][0])
+    lines = [
+        f"  {count / TRIES:6.1%}  {rule}" + (f"\n          e.g. {why}" if why else "")
+        for rule, (count, why) in shares
+    ]
+    raise SpaceError(
+        f"{space.name}: no new member that may be trained in {TRIES} draws; rejected by\n"
+        + "\n".join(lines)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a sample of the space looks like."""
+
+    draws: int
+    rejected: dict[str, int]
+    """Rule -> how many draws it rejected; "" are the feasible ones."""
+    costs: tuple[tuple[Genome, Cost], ...]
+    """Feasible members drawn, without repeats."""
+
+    @property
+    def feasible(self) -> tuple[float, float, float]:
+        """Share of draws that may be trained, with its 95 % Wilson interval."""
+        n, k, z = self.draws, self.rejected.get("", 0), 1.96
+        share, spread = k / n, z * math.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
+        middle = (k + z * z / 2) / (n + z * z)
+        return share, max(0.0, middle - spread), min(1.0, middle + spread)
+
+
+def survey(space: SearchSpace, rng: random.Random, context: int, draws: int = 1000) -> Survey:
+    """Draw from the space and count what each rule rejects."""
+    rejected: dict[str, int] = {}
+    costs: dict[Genome, Cost] = {}
+    for _ in range(draws):
+        try:
+            genome = settle(space, space.replay(space.sample(rng)), context)
+        except SpaceError as error:
+            rule = error.rule if isinstance(error, Infeasible) else "every slot is none"
+        else:
+            rule = ""
+            costs[genome] = cached_cost(genome, context)
+        rejected[rule] = rejected.get(rule, 0) + 1
+    return Survey(draws, rejected, tuple(costs.items()))

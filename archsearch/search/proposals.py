@@ -1,0 +1,257 @@
+"""Which genome comes next.
+
+The proposal with index n is a function of the study's seed, of n and of the trials up to n - lag
+alone. Who finished first, how many processes worked and how often they were killed changes nothing:
+the same seed gives the same genomes. The price is that n waits until trial n - lag has ended.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+
+from archsearch.errors import SpaceError
+from archsearch.rules import Candidate, draw, members, settle
+from archsearch.seeds import seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from optuna import Study as OptunaStudy
+    from optuna.trial import FrozenTrial
+
+    from archsearch.dims import Dim
+    from archsearch.genome import Genome
+    from archsearch.search.study import Record
+    from archsearch.space_yaml import Experiment
+
+ASKS = 16
+"""How often the model is asked before a random draw takes its place."""
+WARMUP = 10
+"""Trials before the model is asked at all."""
+
+
+def distribution(dim: Dim) -> BaseDistribution:
+    """A dimension as Optuna sees it."""
+    if dim.options or dim.optional:
+        return CategoricalDistribution(dim.values or ())
+    assert dim.low is not None and dim.high is not None  # noqa: PT018
+    if dim.real:
+        return FloatDistribution(float(dim.low), float(dim.high), log=dim.log, step=dim.step)
+    step = 1 if dim.log else int(dim.step or 1)
+    return IntDistribution(int(dim.low), int(dim.high), log=dim.log, step=step)
+
+
+class Proposals:
+    """The sequence of genomes that a study tries.
+
+    Args:
+        experiment: What is searched, and how.
+        directions: Direction of each objective.
+        lag: How far a proposal looks back: it learns from trials up to its index less this.
+    """
+
+    def __init__(
+        self, experiment: Experiment, directions: Sequence[StudyDirection], lag: int
+    ) -> None:
+        self.experiment, self.lag = experiment, lag
+        space, context, search = experiment.space, experiment.context, experiment.search
+        self._first = _seed_candidates(experiment)
+        self._listed = members(space, context)
+        if self._listed is not None:
+            seeds = {c.genome for c in self._first}
+            rest = [c for c in self._listed if c.genome not in seeds]
+            random.Random(seed(search.seed, "order")).shuffle(rest)
+            self._listed = self._first + rest
+        everything = self._listed is not None and search.trials >= len(self._listed)
+        self.strategy = search.strategy
+        if search.strategy == "auto":
+            self.strategy = "random" if everything else "tpe"
+        self._replay = optuna.create_study(directions=directions)
+        self._replayed = 0
+        self._made: dict[int, Candidate] = {}
+
+    @property
+    def total(self) -> int:
+        """How many trials there will be: the budget, or the whole space if it is smaller."""
+        budget = self.experiment.search.trials
+        return budget if self._listed is None else min(budget, len(self._listed))
+
+    @property
+    def why(self) -> str:
+        """The strategy, and why this one."""
+        count = None if self._listed is None else len(self._listed)
+        if count is not None and count <= self.experiment.search.trials:
+            return f"all {count} distinct members of the space, in random order"
+        size = (
+            f"{self.experiment.space.size:.3g} combinations"
+            if count is None
+            else f"{count} members"
+        )
+        chosen = "chosen" if self.experiment.search.strategy == self.strategy else "auto"
+        names = {"tpe": "TPE, whole genomes at a time", "random": "random without repeats"}
+        return f"{names[self.strategy]} ({chosen}: {self.total} trials in {size})"
+
+    def ready(self, index: int, records: Mapping[int, Record]) -> bool:
+        """Whether every trial that proposal `index` learns from has ended."""
+        return all(i in records for i in range(index - self.lag + 1))
+
+    def propose(self, index: int, records: Mapping[int, Record]) -> Candidate:
+        """The candidate with this index.
+
+        Raises:
+            SpaceError: if no member is left that may be trained.
+        """
+        if index not in self._made:
+            self._made[index] = self._propose(index, records)
+        return self._made[index]
+
+    def _propose(self, index: int, records: Mapping[int, Record]) -> Candidate:
+        if index < len(self._first):
+            return self._first[index]
+        if self.strategy == "random" and self._listed is not None:
+            return self._listed[index]
+        taken = {
+            records[i].genome if i in records else self.propose(i, records).genome
+            for i in range(index)
+        }
+        if self.strategy == "tpe" and index >= WARMUP + self.lag:
+            candidate = self._from_model(index, records, taken)
+            if candidate:
+                return candidate
+        experiment = self.experiment
+        rng = random.Random(seed(experiment.search.seed, "proposal", index))
+        if self._listed is not None:
+            return rng.choice([c for c in self._listed if c.genome not in taken])
+        return draw(experiment.space, rng, experiment.context, lambda g: g not in taken)
+
+    def _from_model(
+        self, index: int, records: Mapping[int, Record], taken: set[Genome]
+    ) -> Candidate | None:
+        """Ask TPE, with a memory that ends at `index - lag`."""
+        space, context = self.experiment.space, self.experiment.context
+        while self._replayed <= index - self.lag:
+            self._learn(records[self._replayed])
+            self._replayed += 1
+        self._replay.sampler = TPESampler(
+            seed=seed(self.experiment.search.seed, "tpe", index) % 2**32,
+            n_startup_trials=0, multivariate=True, constant_liar=False,
+        )  # fmt: skip
+        for _ in range(ASKS):
+            trial = self._replay.ask()
+            decisions: dict[str, Any] = {}
+            try:
+                genome = settle(space, space.resolve(_asking(trial, decisions)), context)
+            except SpaceError:
+                continue
+            finally:
+                self._replay.tell(trial, state=TrialState.FAIL)
+            if genome not in taken:
+                return Candidate(tuple(decisions.items()), genome)
+        return None
+
+    def _learn(self, record: Record) -> None:
+        if not record.values:
+            return
+        distributions: dict[str, BaseDistribution] = {}
+        params: dict[str, Any] = {}
+
+        def answer(path: str, dim: Dim) -> Any:
+            distributions[path] = distribution(dim)
+            params[path] = record.params[path]
+            return params[path]
+
+        self.experiment.space.resolve(answer)
+        self._replay.add_trial(
+            create_trial(values=list(record.values), params=params, distributions=distributions)
+        )
+
+
+class GenomeSampler(BaseSampler):
+    """Hands the proposals to an ordinary Optuna study, every decision of a genome at once."""
+
+    def __init__(
+        self, experiment: Experiment, candidate: Callable[[FrozenTrial], Candidate]
+    ) -> None:
+        self._experiment, self._candidate = experiment, candidate
+
+    def infer_relative_search_space(
+        self, study: OptunaStudy, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The decisions that this trial's genome rests on."""
+        answers = dict(self._candidate(trial).decisions)
+        space: dict[str, BaseDistribution] = {}
+
+        def answer(path: str, dim: Dim) -> Any:
+            space[path] = distribution(dim)
+            return answers[path]
+
+        self._experiment.space.resolve(answer)
+        return space
+
+    def sample_relative(
+        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The answers."""
+        answers = dict(self._candidate(trial).decisions)
+        return {path: answers[path] for path in search_space}
+
+    def sample_independent(self, *args: Any, **kwargs: Any) -> Any:
+        """Never asked: the relative space is the whole genome."""
+        raise NotImplementedError
+
+
+def suggested(experiment: Experiment, trial: optuna.Trial) -> Genome:
+    """The genome of a trial, its decisions set as ordinary Optuna parameters."""
+    drafted = experiment.space.resolve(_asking(trial, {}))
+    return settle(experiment.space, drafted, experiment.context)
+
+
+def _asking(trial: optuna.Trial, decisions: dict[str, Any]) -> Callable[[str, Dim], Any]:
+    def ask(path: str, dim: Dim) -> Any:
+        kind = distribution(dim)
+        if isinstance(kind, CategoricalDistribution):
+            decisions[path] = trial.suggest_categorical(path, kind.choices)
+        elif isinstance(kind, FloatDistribution):
+            decisions[path] = trial.suggest_float(
+                path, kind.low, kind.high, step=kind.step, log=kind.log
+            )
+        elif isinstance(kind, IntDistribution):
+            decisions[path] = trial.suggest_int(
+                path, kind.low, kind.high, step=kind.step, log=kind.log
+            )
+        return decisions[path]
+
+    return ask
+
+
+def _seed_candidates(experiment: Experiment) -> list[Candidate]:
+    """`start_from` as candidates.
+
+    Raises:
+        SpaceError: if one is not in the space, or may not be trained.
+    """
+    space = experiment.space
+    candidates: list[Candidate] = []
+    for genome in experiment.seeds:
+        decisions = space.locate(genome)
+        if decisions is None:
+            raise SpaceError(
+                f"start_from: {genome.text()} (d_model {genome.d_model}) is not in the space "
+                f"'{space.name}'; widen the space, or drop it from start_from"
+            )
+        settled = settle(space, space.replay(decisions), experiment.context)
+        if settled not in {c.genome for c in candidates}:
+            candidates.append(Candidate(tuple(decisions.items()), settled))
+    return candidates

@@ -1,0 +1,81 @@
+"""What the dashboard shows of a trial: artifacts in a fixed order, and a note."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.artifacts import upload_artifact
+from optuna_dashboard import save_note
+from optuna_dashboard.artifact import get_artifact_path
+
+from archsearch.catalogue import block_info
+from archsearch.dims import word
+from archsearch.drawing import draw_svg
+from archsearch.space_yaml import dump
+from archsearch.words import count, size, span
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.artifacts import FileSystemArtifactStore
+
+    from archsearch.cost import Cost
+    from archsearch.genome import Genome
+    from archsearch.trial import TrialResult
+
+
+def publish(
+    trial: optuna.Trial,
+    store: FileSystemArtifactStore,
+    genome: Genome,
+    cost: Cost,
+    result: TrialResult,
+) -> None:
+    """Attach the drawing as artifact 0, tables, curves and the genome, then write the note."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "genome.svg").write_text(draw_svg(genome))
+        _write_rows(folder / "per_task.csv", ("task", "seed", "steps", "accuracy", "error"), [
+            (r.task, r.seed, r.curve[-1].step, r.accuracy, r.curve[-1].error)
+            for r in result.runs if r.curve
+        ])  # fmt: skip
+        _write_rows(folder / "curves.csv", ("task", "seed", "step", "loss", "accuracy"), [
+            (r.task, r.seed, p.step, p.loss, p.accuracy) for r in result.runs for p in r.curve
+        ])  # fmt: skip
+        (folder / "genome.yaml").write_text(dump(genome))
+        ids = [
+            upload_artifact(
+                artifact_store=store, file_path=str(folder / name), study_or_trial=trial
+            )
+            for name in ("genome.svg", "per_task.csv", "curves.csv", "genome.yaml")
+        ]
+    save_note(trial, _note(genome, cost, result, get_artifact_path(trial, ids[0])))
+
+
+def _note(genome: Genome, cost: Cost, result: TrialResult, drawing: str) -> str:
+    """A trial in Markdown."""
+    ended = f"**{result.status}**" + (f": {result.why}" if result.why else "")
+    figures = (
+        ended, f"score {result.score:.3f} +/- {result.error:.3f}",
+        f"{count(cost.params)} parameters", f"state {size(cost.state_bytes)}", span(result.seconds),
+    )  # fmt: skip
+    lines = [
+        f"## {genome.text()}", "", " | ".join(figures), "",
+        f"![{genome.key}]({drawing})", "",
+        "| # | block | parameters | weights |", "|--:|---|---|---|",
+    ]  # fmt: skip
+    for number, gene in enumerate(genome.genes):
+        params = ", ".join(f"{name} {word(value)}" for name, value in gene.params)
+        block = f"{gene.block} ({block_info(gene.block).kind})"
+        weights = f"shared {gene.share}" if gene.share else "own"
+        lines.append(f"| {number} | {block} | {params} | {weights} |")
+    lines += ["", "| task | accuracy |", "|---|--:|"]
+    lines += [f"| {task} | {value:.3f} |" for task, value in result.accuracies.items()]
+    return "\n".join([*lines, "", f"Genome `{genome.key}`, width {genome.d_model}."])
+
+
+def _write_rows(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])

@@ -1,0 +1,223 @@
+"""The study: a handle on an Optuna study. It holds no result itself; resume means open it again."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from archsearch.errors import RunError
+from archsearch.genome import Genome
+from archsearch.space_yaml import Experiment, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna.storages import BaseStorage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What the study knows of one trial that has come to an end."""
+
+    index: int
+    """Its place in the order of proposals; a repeated trial keeps it."""
+    number: int
+    """Optuna's number."""
+    genome: Genome
+    params: Mapping[str, Any]
+    status: str
+    why: str
+    values: tuple[float, ...]
+    """One per objective; empty for a trial that was pruned or failed."""
+    scores: tuple[float, ...]
+    attrs: Mapping[str, Any]
+
+    @property
+    def score(self) -> float:
+        """Token accuracy, mean over tasks and seeds."""
+        return float(self.attrs["score"])
+
+    @property
+    def error(self) -> float:
+        """Standard error of the score."""
+        return float(self.attrs["error"])
+
+
+class Study:
+    """The trials of one search, in any Optuna storage."""
+
+    def __init__(self, storage: BaseStorage, name: str) -> None:
+        try:
+            self.optuna = optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            known = optuna.get_all_study_names(storage)
+            raise RunError(f"no study '{name}' here; known: {', '.join(known) or 'none'}") from None
+        self.storage = storage
+        self._ended: dict[int, Record] = {}
+
+    @classmethod
+    def create(cls, storage: BaseStorage, experiment: Experiment, lag: int) -> Study:
+        """Open the study of an experiment, or begin it.
+
+        Raises:
+            RunError: if a study of that name belongs to another space.
+        """
+        name = experiment.space.name
+        if name not in optuna.get_all_study_names(storage):
+            directions = [
+                StudyDirection.MAXIMIZE if goal.maximize else StudyDirection.MINIMIZE
+                for goal in experiment.goals
+            ]
+            study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+            study.set_metric_names([goal.name for goal in experiment.goals])
+            attrs = {
+                "space": experiment.text,
+                "overrides": list(experiment.overrides),
+                "identity": experiment.identity,
+                "context": experiment.context,
+                "lag": lag,
+                "versions": versions(),
+            }
+            study.set_user_attr("experiment", attrs)
+        opened = cls(storage, name)
+        opened.check(experiment)
+        return opened
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse to mix two spaces in one study.
+
+        Raises:
+            RunError: showing what differs.
+        """
+        before = self.about.get("identity", "")
+        if before == experiment.identity:
+            return
+        lines = difflib.unified_diff(
+            before.splitlines(),
+            experiment.identity.splitlines(),
+            "this run",
+            "your file",
+            n=1,
+            lineterm="",
+        )
+        changed = "\n".join("    " + line for line in list(lines)[:24])
+        raise RunError(
+            f"the run '{self.name}' was made with another space. What differs:\n{changed}\n"
+            "Nothing was changed. Give the new space another name with --name, or restore the file."
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.optuna.study_name
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What was written down when the study began."""
+        about = self.optuna.user_attrs.get("experiment")
+        if about is None:
+            raise RunError(f"the study '{self.name}' was not made by archsearch")
+        return dict(about)
+
+    def experiment(self, trials: int | None = None) -> Experiment:
+        """The experiment of this study, with another number of trials if one is given."""
+        about = self.about
+        more = (f"search.trials={trials}",) if trials is not None else ()
+        return parse(about["space"], f"{self.name}.yaml", (*about["overrides"], *more))
+
+    @property
+    def maximize(self) -> tuple[bool, ...]:
+        """Whether each objective is to be large."""
+        return tuple(d is StudyDirection.MAXIMIZE for d in self.optuna.directions)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial as Optuna sees it."""
+        return self.optuna.get_trials(deepcopy=False)
+
+    def records(self) -> dict[int, Record]:
+        """Every trial that came to an end, by index."""
+        for trial, index in indexed(self.trials()):
+            if trial.number not in self._ended and (record := record_of(trial, index)):
+                self._ended[trial.number] = record
+        return {record.index: record for record in self._ended.values()}
+
+    def front(self) -> list[Record]:
+        """The trials that no other beats in every objective, best score first."""
+        done = [r for r in self.records().values() if r.values and r.status == "ok"]
+        front = [r for r in done if not any(self.dominates(o.values, r.values) for o in done)]
+        return sorted(front, key=lambda r: (self._signed(r.values), r.index))
+
+    def dominates(self, one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+        """Whether `one` is at least as good everywhere and better somewhere."""
+        a, b = self._signed(one), self._signed(other)
+        return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+    def best(self) -> Record | None:
+        """The winner: of the front members that the best one does not clearly beat, the cheapest.
+
+        Clearly is by more than the two standard errors of the difference when the first objective
+        is the score; otherwise it is by anything at all.
+        """
+        front = self.front()
+        if not front:
+            return None
+        top = front[0]
+        scored = (self.optuna.metric_names or [""])[0] == "score"
+
+        def tied(other: Record) -> bool:
+            spread = 2 * (top.error**2 + other.error**2) ** 0.5 if scored else 0.0
+            return abs(top.values[0] - other.values[0]) <= spread
+
+        return min(filter(tied, front), key=lambda r: (self._signed(r.values)[1:], r.index))
+
+    def _signed(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """Values turned so that smaller is better."""
+        return tuple(-v if up else v for v, up in zip(values, self.maximize, strict=True))
+
+
+def indexed(trials: list[FrozenTrial]) -> list[tuple[FrozenTrial, int]]:
+    """Each trial with its place in the order of proposals.
+
+    A repeated trial says whose place it takes. The others count on: the place of a trial is its
+    number less the repeats before it, so no two processes can take the same.
+    """
+    repeats, pairs = 0, []
+    for trial in trials:
+        if "index" in trial.user_attrs:
+            repeats += 1
+            pairs.append((trial, int(trial.user_attrs["index"])))
+        else:
+            pairs.append((trial, trial.number - repeats))
+    return pairs
+
+
+def record_of(trial: FrozenTrial, index: int) -> Record | None:
+    """The record of a trial that ended with a result, else None."""
+    attrs = trial.user_attrs
+    if not trial.state.is_finished() or "status" not in attrs:
+        return None
+    return Record(
+        index=index,
+        number=trial.number,
+        genome=Genome.from_json(json.loads(attrs["genome_json"])),
+        params=dict(trial.params),
+        status=attrs["status"],
+        why=attrs.get("why", ""),
+        values=tuple(trial.values) if trial.state is TrialState.COMPLETE and trial.values else (),
+        scores=tuple(attrs.get("scores", ())),
+        attrs=attrs,
+    )
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on."""
+    packages = {name: version(name) for name in ("archsearch", "torch", "optuna")}
+    return packages | {"python": platform.python_version(), "machine": platform.machine()}

@@ -1,0 +1,232 @@
+"""One worker process: ask for a genome, train it, tell the study, again.
+
+Any number of workers may join or leave a study at any time; a search is nothing but workers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.trial import FrozenTrial, TrialState
+
+from archsearch.rules import cached_cost, measure
+from archsearch.search.lease import ATTEMPTS, hold, reap, surplus
+from archsearch.search.proposals import GenomeSampler, Proposals, suggested
+from archsearch.search.publish import publish
+from archsearch.search.storage import open_storage
+from archsearch.search.study import Study, indexed
+from archsearch.trial import Progress, TrialResult, run_trial
+from archsearch.weights import save_weights
+
+if TYPE_CHECKING:
+    from archsearch.genome import Genome
+    from archsearch.rules import Candidate
+
+Event = dict[str, Any]
+POLL = 0.2
+"""Seconds between two looks at a study that has nothing to do yet."""
+
+
+class Worker:
+    """Works on one study until its trials are done.
+
+    Args:
+        place: Run directory or storage URL.
+        name: Name of the study.
+        folder: Where artifacts and weights go.
+        trials: Total number of trials, finished ones included; None for the space file's.
+        emit: Told what happens, as plain data.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        name: str,
+        folder: Path,
+        trials: int | None = None,
+        emit: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.study = Study(open_storage(place), name)
+        self.experiment = self.study.experiment(trials)
+        self.proposals = Proposals(
+            self.experiment, self.study.optuna.directions, self.study.about["lag"]
+        )
+        self.folder, self.emit = folder, emit
+        self.artifacts = FileSystemArtifactStore(folder / "artifacts")
+        self._numbers: dict[int, int] = {}
+        self.study.optuna.sampler = GenomeSampler(self.experiment, self._candidate)
+
+    def work(self, until: float | None = None) -> None:
+        """Run trials until none is left, or until a moment of `time.time()` has passed."""
+        while until is None or time.time() < until:
+            reap(self.study, self.proposals.total)
+            if not self._something_to_do():
+                return
+            self._one()
+
+    def _something_to_do(self) -> bool:
+        """Wait until the next trial may begin; False if there is none."""
+        while True:
+            pairs = indexed(self.study.trials())
+            if any(trial.state is TrialState.WAITING for trial, _ in pairs):
+                return True
+            fresh = max((index for _, index in pairs), default=-1) + 1
+            if fresh >= self.proposals.total:
+                return False
+            if self.proposals.ready(fresh, self.study.records()):
+                return True
+            time.sleep(POLL)
+            reap(self.study, self.proposals.total)
+
+    def _one(self) -> None:
+        trial = self.study.optuna.ask()
+        with hold(trial):
+            index = next(i for t, i in indexed(self.study.trials()) if t.number == trial.number)
+            if surplus(self.study, trial, index, self.proposals.total):
+                self.study.optuna.tell(trial, state=TrialState.FAIL)
+                return
+            self._numbers[trial.number] = index
+            genome = suggested(self.experiment, trial)
+            self._describe(trial, index, genome)
+            if trial.user_attrs.get("attempt", 1) > ATTEMPTS:
+                result = _abandoned(genome)
+            else:
+                result = self._train(index, genome)
+            cost = cached_cost(genome, self.experiment.context)
+            publish(trial, self.artifacts, genome, cost, result)
+            if result.status == "ok":
+                folder = self.folder / "weights" / genome.key
+                save_weights(folder, result, self.experiment.tasks)
+            self._tell(trial, genome, result)
+        self._sweep_weights()
+        self.emit({"event": "end", "index": index, "status": result.status, "why": result.why,
+                   "score": result.score, "seconds": result.seconds})  # fmt: skip
+
+    def _candidate(self, trial: FrozenTrial) -> Candidate:
+        """The proposal for a trial that Optuna has just begun."""
+        index = self._numbers[trial.number]
+        while not self.proposals.ready(index, records := self.study.records()):
+            time.sleep(POLL)
+            reap(self.study, self.proposals.total)
+        return self.proposals.propose(index, records)
+
+    def _train(self, index: int, genome: Genome) -> TrialResult:
+        experiment = self.experiment
+        text = genome.text(experiment.space.varying)
+        self.emit({"event": "begin", "index": index, "genome": text, "key": genome.key})
+
+        def on_progress(progress: Progress) -> None:
+            point = progress.point
+            event = {"event": "step", "index": index, "task": progress.task, "step": point.step}
+            figures = {"loss": point.loss, "accuracy": point.accuracy, "done": progress.done}
+            self.emit(event | figures)
+
+        return run_trial(
+            genome, experiment.tasks, experiment.recipe, experiment.search.seed,
+            on_progress=on_progress, hopeless=self._judge(index, genome),
+        )  # fmt: skip
+
+    def _judge(self, index: int, genome: Genome) -> Callable[[tuple[float, ...]], str]:
+        """A rule that says why a trial is hopeless, or "" while it is not.
+
+        From half of the training on, a trial is hopeless once half of the earlier ones (at least
+        five) scored higher at the same stretch and cost no more. Earlier are those that its
+        proposal learned from, so the verdict does not depend on who finished first.
+        """
+        records, evals = self.study.records(), self.experiment.recipe.evals
+        earlier = [records[i] for i in range(index - self.proposals.lag + 1) if i in records]
+        costs = self._costs(genome)
+        rivals = [
+            r for r in earlier
+            if r.scores and all(a <= b for a, b in zip(self._costs(r.genome), costs, strict=True))
+        ]  # fmt: skip
+
+        def hopeless(scores: tuple[float, ...]) -> str:
+            stretch = len(scores)
+            if self.experiment.search.prune == "none" or stretch * 2 < evals or len(earlier) < 5:
+                return ""
+            higher = [r for r in rivals if r.scores[min(stretch, len(r.scores)) - 1] > scores[-1]]
+            if len(higher) * 2 <= len(earlier):
+                return ""
+            return (
+                f"after {stretch} of {evals} stretches {len(higher)} of {len(earlier)} earlier "
+                "trials scored higher and cost no more"
+            )
+
+        return hopeless
+
+    def _costs(self, genome: Genome) -> tuple[float, ...]:
+        """The objectives known before training, turned so that smaller is better."""
+        goals = [g for g in self.experiment.goals if not _trained(g.expr.text)]
+        values = [measure(g.expr, genome, self.experiment.context) for g in goals]
+        return tuple(-v if g.maximize else v for v, g in zip(values, goals, strict=True))
+
+    def _describe(self, trial: optuna.Trial, index: int, genome: Genome) -> None:
+        """Write down what is tried, before it is."""
+        seeds = len(self.experiment.seeds)
+        origin = "start_from" if index < seeds else self.proposals.strategy
+        cost = cached_cost(genome, self.experiment.context)
+        attrs = {
+            "genome": genome.text(), "key": genome.key, "origin": origin,
+            "params": cost.params, "active_params": cost.active_params,
+            "flops_per_token": cost.flops, "state_bytes": cost.state_bytes,
+            "d_model": genome.d_model,
+            "genome_json": json.dumps(genome.to_json()),
+        }  # fmt: skip
+        for name, value in attrs.items():
+            trial.set_user_attr(name, value)
+
+    def _tell(self, trial: optuna.Trial, genome: Genome, result: TrialResult) -> None:
+        """Hand the result over. The study knows the trial as finished only after all else."""
+        attrs: dict[str, Any] = {
+            "score": result.score, "error": result.error, "loss": result.loss,
+            "seconds": round(result.seconds, 2),
+            "tokens_per_second": round(result.tokens / max(1e-9, result.seconds)),
+            **{f"accuracy/{task}": value for task, value in result.accuracies.items()},
+            "scores": list(result.scores), "why": result.why, "status": result.status,
+        }  # fmt: skip
+        for name, value in attrs.items():
+            trial.set_user_attr(name, value)
+        if len(self.experiment.goals) == 1 and self.experiment.goals[0].name == "score":
+            for stretch, score in enumerate(result.scores, 1):
+                trial.report(score, stretch)
+        if result.status in ("ok", "diverged"):
+            known = {"score": result.score, "loss": result.loss}
+            values = [
+                known[g.name]
+                if _trained(g.name)
+                else measure(g.expr, genome, self.experiment.context)
+                for g in self.experiment.goals
+            ]
+            self.study.optuna.tell(trial, values)
+        else:
+            state = TrialState.PRUNED if result.status == "pruned" else TrialState.FAIL
+            self.study.optuna.tell(trial, state=state)
+
+    def _sweep_weights(self) -> None:
+        """Keep the weights of the front; a trial that left it never comes back."""
+        front = {record.genome.key for record in self.study.front()}
+        records = self.study.records().values()
+        beaten = {r.genome.key for r in records if r.status == "ok"} - front
+        for key in beaten:
+            shutil.rmtree(self.folder / "weights" / key, ignore_errors=True)
+
+
+def _trained(text: str) -> bool:
+    return text in ("score", "loss")
+
+
+def _abandoned(genome: Genome) -> TrialResult:
+    why = (
+        f"the process that trained it died {ATTEMPTS} times; it may need more memory than there is"
+    )
+    return TrialResult(
+        key=genome.key, status="oom", why=why, runs=(), scores=(), seconds=0.0, tokens=0
+    )

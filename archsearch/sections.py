@@ -1,0 +1,183 @@
+"""The sections of a space file as pydantic models; `archsearch schema` is generated from them.
+
+What stands in `define` and in a `pattern` names blocks, which come from the registry; the reader in
+`space_yaml` checks it, and the schema of those places is written there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from archsearch.choices import choices, number, seconds
+from archsearch.dims import Dim
+from archsearch.genome import NORMS
+
+INF = float("inf")
+WIDTH = Dim(low=8, high=65_536, step=1, default=64)
+REPEAT = Dim(low=0, high=64, step=1, default=1)
+
+
+def one(value: Any) -> Dim:
+    """The dimension of a single value."""
+    return Dim(options=(value,), default=value)
+
+
+class Section(BaseModel):
+    """Base: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True,
+        validate_default=False,
+    )  # fmt: skip
+
+
+class StageSection(Section):
+    """One stage of the stack."""
+
+    stage: str = ""
+    """Name, used in reports and in `--set`."""
+    repeat: Annotated[Dim, choices(REPEAT)] = one(1)
+    """How often the pattern repeats."""
+    choose: Literal["once", "per_repeat"] = "once"
+    """once: the same choices in every repeat (a motif). per_repeat: choose anew in each."""
+    pattern: list[Any] = Field(min_length=1)
+    """The slots, in order."""
+
+
+class ModelSection(Section):
+    """The architecture around and inside the stack."""
+
+    d_model: Annotated[Dim, choices(WIDTH)] = one(64)
+    """Model width."""
+    norm: Annotated[Dim, choices(Dim(options=NORMS, default="rms"))] = one("rms")
+    """Normalisation before each block and at the end."""
+    tie_embeddings: Annotated[Dim, choices(Dim(options=(False, True), default=False))] = one(False)
+    """Whether input and output embeddings share weights (Press and Wolf 2017)."""
+    stack: list[StageSection] = Field(min_length=1)
+    """The stages, from input to output."""
+
+
+class MatchSection(Section):
+    """Solve the width so that every candidate has the same size."""
+
+    params: Annotated[float | None, number(1, INF, whole=True)] = None
+    """Parameters, embeddings left out."""
+    active_params: Annotated[float | None, number(1, INF, whole=True)] = None
+    """Parameters that a token meets, embeddings left out."""
+    flops: Annotated[float | None, number(1, INF)] = None
+    """Forward operations per token."""
+    state_bytes: Annotated[float | None, number(1, INF)] = None
+    """Bytes per sequence that decoding keeps."""
+    tolerance: Annotated[float, number(0, 1)] = 0.03
+    """Largest relative deviation."""
+    solve: Literal["d_model"] = "d_model"
+    """The width to solve for; the values of `model.d_model`, or any multiple of 8."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> MatchSection:
+        if len(self.targets) != 1:
+            raise ValueError("match needs one of: params, active_params, flops, state_bytes")
+        return self
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """What was given: the quantity and its value."""
+        named = ("params", "active_params", "flops", "state_bytes")
+        return {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+
+
+class WhenThen(Section):
+    """A rule that holds only under a condition."""
+
+    when: str
+    then: str
+
+
+class Objective(Section):
+    """One goal: a quantity to make large or small."""
+
+    maximize: str | None = None
+    minimize: str | None = None
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> Objective:
+        if (self.maximize is None) == (self.minimize is None):
+            raise ValueError("an objective is either {maximize: ...} or {minimize: ...}")
+        return self
+
+
+class TasksSection(Section):
+    """What every candidate is trained on."""
+
+    use: list[str | dict[str, Any]] = Field(min_length=1)
+    """Task names, `mad/*` for all of a family, or `name: {parameters}`."""
+
+
+class Recipe(Section):
+    """Everything about training that is not architecture. One recipe for all candidates."""
+
+    steps: Annotated[int, number(1, 10**7, whole=True)] = 400
+    """Optimizer steps per task."""
+    batch: Annotated[int, number(1, 10**6, whole=True)] = 32
+    """Sequences per step."""
+    lr: Annotated[float, number(1e-8, 10.0)] = 3e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: Annotated[float, number(0.0, 10.0)] = 0.0
+    """Decay of matrices; vectors and embeddings are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's averages of gradient and squared gradient."""
+    warmup: Annotated[float, number(0.0, 1.0)] = 0.1
+    """Share of the steps over which the learning rate rises."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Learning rate after warm-up; wsd falls linearly over the last fifth."""
+    clip: Annotated[float, number(0.0, INF)] = 1.0
+    """Largest gradient norm; 0 for no clipping."""
+    seeds: Annotated[int, number(1, 100, whole=True)] = 1
+    """Trainings per task, each with its own start and data."""
+    evals: Annotated[int, number(1, 1000, whole=True)] = 8
+    """Evaluations during a training, evenly spaced; the last one is the score."""
+    eval_rows: Annotated[int, number(1, 10**6, whole=True)] = 256
+    """Held-out sequences per evaluation."""
+    solved: Annotated[float, number(0.0, 1.0)] = 0.999
+    """Accuracy at which a task counts as solved and its training ends early."""
+
+
+class SearchSection(Section):
+    """How the space is searched."""
+
+    strategy: Literal["auto", "random", "tpe", "nsga2"] = "auto"
+    """auto: every member in random order if the budget allows, otherwise tpe."""
+    trials: Annotated[int, number(1, 10**7, whole=True)] = 50
+    """Trials in all, finished ones included: the same command continues a run."""
+    time: Annotated[float | None, seconds()] = None
+    """No trial starts later than this after the command, e.g. 24h."""
+    seed: Annotated[int, number(0, 2**31, whole=True)] = 0
+    """Seed of proposals, starts and data."""
+    prune: Literal["dominated", "none"] = "dominated"
+    """dominated: end a trial that half of the earlier ones dominate at the same step."""
+    start_from: list[str] = Field(default_factory=list)
+    """Genomes to try first: names of shipped spaces or paths of genome files."""
+
+
+class SpaceFile(Section):
+    """A search space, or with single values everywhere, one architecture."""
+
+    version: Literal[1] = 1
+    """Version of the space language."""
+    name: str = Field(default="space", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the space; runs are kept under it."""
+    notes: str = ""
+    """Free text."""
+    define: dict[str, Any] = Field(default_factory=dict)
+    """Named choices; with `shared: true`, one set of weights wherever they are used."""
+    model: ModelSection
+    match: MatchSection | None = None
+    require: list[str | WhenThen] = Field(default_factory=list)
+    """Rules that a candidate must meet before it is trained."""
+    objectives: list[Objective] = Field(default_factory=list)
+    """What is optimised; by default the score, and parameters as the cost."""
+    tasks: TasksSection | None = None
+    recipe: Recipe = Field(default_factory=Recipe)
+    search: SearchSection = Field(default_factory=SearchSection)

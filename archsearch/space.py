@@ -1,0 +1,379 @@
+"""The search space: a tree of choices, and the genomes that it holds.
+
+A space is a list of stages; a stage repeats a pattern of slots; a slot offers options. One walk
+over the tree, `SearchSpace.resolve`, asks a question at every choice and ends in a genome. Drawing
+at random, asking Optuna and replaying stored answers differ only in who answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING, Literal
+
+from archsearch.catalogue import block_info
+from archsearch.dims import Dim, Value
+from archsearch.genome import Gene, Genome
+
+if TYPE_CHECKING:
+    import random
+
+    from archsearch.expr import Expr
+
+Choose = Callable[[str, Dim], Value]
+"""Answers one question: the path of the choice and what is legal there."""
+Decisions = dict[str, Value]
+"""The answers that lead to one genome, by path. Paths that were not asked are absent."""
+Count = Mapping[frozenset[str], float]
+"""Number of ways, by the set of shared definitions that they use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One thing that may stand in a slot."""
+
+    label: str
+    block: str | None
+    """None is the identity, "none" in a space file."""
+    params: tuple[tuple[str, Dim], ...] = ()
+    share: str | None = None
+    """The shared definition that it comes from; its parameters are then chosen once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One place in a pattern."""
+
+    name: str
+    options: tuple[Option, ...]
+    repeat: Dim
+    weights: tuple[float, ...] | None = None
+    """How likely each option is when drawn at random (`prior`)."""
+
+    @property
+    def dim(self) -> Dim:
+        """The choice among the options."""
+        return Dim(options=tuple(option.label for option in self.options))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A pattern of slots and how often it repeats."""
+
+    name: str
+    pattern: tuple[Slot, ...]
+    repeat: Dim
+    choose: Literal["once", "per_repeat"] = "once"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Solve a free width so that every candidate has the same size."""
+
+    quantity: Expr
+    target: float
+    tolerance: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSpace:
+    """Which architectures may be found. Knows nothing of training or of Optuna."""
+
+    name: str
+    d_model: Dim
+    stages: tuple[Stage, ...]
+    norm: Dim = field(default_factory=lambda: Dim(options=("rms",)))
+    tie_embeddings: Dim = field(default_factory=lambda: Dim(options=(False,)))
+    match: Match | None = None
+    require: tuple[Expr, ...] = ()
+
+    def resolve(self, choose: Choose) -> Genome:
+        """Walk the tree, asking `choose` at every choice that has more than one answer.
+
+        Where `match` solves the width, the genome carries the smallest legal one.
+
+        Raises:
+            SpaceError: if every slot became the identity.
+        """
+        d_model, genes, norm, tie = self._walk(choose)
+        return Genome(d_model, genes, norm, tie)
+
+    def _walk(self, choose: Choose) -> tuple[int, tuple[Gene, ...], str, bool]:
+        def pick(path: str, dim: Dim) -> Value:
+            values = dim.values
+            return values[0] if values is not None and len(values) == 1 else choose(path, dim)
+
+        smallest = Dim(options=(self.d_model.values or (self.d_model.low,))[:1])
+        d_model = pick("d_model", smallest if self.match else self.d_model)
+        norm, tie = pick("norm", self.norm), pick("tie_embeddings", self.tie_embeddings)
+        shared: dict[str, Gene] = {}
+        genes: list[Gene] = []
+        for stage in self.stages:
+            repeats = _whole(pick(f"{stage.name}.repeat", stage.repeat))
+            if stage.choose == "once" and repeats:
+                genes += _pattern(stage, stage.name, pick, shared) * repeats
+            if stage.choose == "per_repeat":
+                for i in range(repeats):
+                    genes += _pattern(stage, f"{stage.name}[{i}]", pick, shared)
+        return _whole(d_model), tuple(genes), str(norm), bool(tie)
+
+    def sample(self, rng: random.Random) -> Decisions:
+        """Draw every choice independently, by the slot's prior where there is one."""
+        weights = {
+            f"{stage.name}.{slot.name}": slot.weights
+            for stage in self.stages
+            for slot in stage.pattern
+        }
+        decisions: Decisions = {}
+
+        def draw(path: str, dim: Dim) -> Value:
+            stage, _, rest = path.partition(".")
+            place = f"{stage.partition('[')[0]}.{rest}"
+            decisions[path] = dim.sample(rng, weights.get(place))
+            return decisions[path]
+
+        self._walk(draw)
+        return decisions
+
+    def replay(self, decisions: Mapping[str, Value]) -> Genome:
+        """The genome that these answers lead to.
+
+        Raises:
+            KeyError: if a choice has no answer.
+            SpaceError: if every slot became the identity.
+        """
+        return self.resolve(lambda path, _: decisions[path])
+
+    def every(self) -> Iterator[Decisions]:
+        """All answers, in order; endless only if a choice is continuous.
+
+        Raises:
+            ValueError: if a choice is continuous.
+        """
+        stack: list[list[tuple[str, Value]]] = [[]]
+        while stack:
+            given = dict(stack.pop())
+            asked: list[tuple[str, Dim]] = []
+
+            def answer(path: str, dim: Dim) -> Value:
+                if path not in given and not asked:  # noqa: B023
+                    asked.append((path, dim))  # noqa: B023
+                return given.get(path, (dim.values or (dim.low,))[0])  # noqa: B023
+
+            self._walk(answer)
+            if not asked:
+                yield given
+                continue
+            path, dim = asked[0]
+            if dim.values is None:
+                raise ValueError(f"{path} is continuous")
+            stack += [[*given.items(), (path, value)] for value in reversed(dim.values)]
+
+    @property
+    def size(self) -> float:
+        """Number of ways to answer every question; infinite if one is continuous."""
+        ways: Count = {frozenset(): 1}
+        for stage in self.stages:
+            one = _times(*(_slot_ways(slot) for slot in stage.pattern))
+            total: dict[frozenset[str], float] = {}
+            for repeat in stage.repeat.values or ():
+                times = _whole(repeat)
+                part = _times(*[one] * times) if stage.choose == "per_repeat" else one
+                for used, number in ({frozenset[str](): 1} if times == 0 else part).items():
+                    total[used] = total.get(used, 0) + number
+            ways = _times(ways, total)
+        shared = {
+            option.share: _params_ways(option)
+            for stage in self.stages
+            for slot in stage.pattern
+            for option in slot.options
+            if option.share
+        }
+        outer = [self.norm, self.tie_embeddings, *([] if self.match else [self.d_model])]
+        result = float(sum(
+            number * _product(shared[name] for name in used) for used, number in ways.items()
+        ))  # fmt: skip
+        return result * _product(_width(dim) for dim in outer)
+
+    @property
+    def varying(self) -> frozenset[tuple[str, str]]:
+        """The (block, parameter) pairs that differ within the space."""
+        seen: dict[tuple[str, str], set[Value]] = {}
+        for stage in self.stages:
+            for slot in stage.pattern:
+                for option in slot.options:
+                    for name, dim in option.params:
+                        known = dim.values or (dim.low, dim.high)
+                        seen.setdefault((option.block or "", name), set()).update(known)
+        return frozenset(pair for pair, values in seen.items() if len(values) > 1)
+
+    def locate(self, genome: Genome) -> Decisions | None:
+        """Answers that lead to `genome`, or None if it is not in the space.
+
+        Whatever `match` and `require` say is not looked at here.
+        """
+        answers: Decisions = {}
+        for path, dim, value in (
+            ("norm", self.norm, genome.norm),
+            ("tie_embeddings", self.tie_embeddings, genome.tie_embeddings),
+            *([] if self.match else [("d_model", self.d_model, genome.d_model)]),
+        ):
+            if value not in dim:
+                return None
+            if dim.values is None or len(dim.values) > 1:
+                answers[path] = value
+        for found in _match_stages(self.stages, genome.genes, answers):
+            same = Genome(genome.d_model, self.replay(found).genes, genome.norm)
+            if same.genes == genome.genes:
+                return found
+        return None
+
+
+def _pattern(stage: Stage, path: str, pick: Choose, shared: dict[str, Gene]) -> list[Gene]:
+    """One pass through the slots of a stage."""
+    genes: list[Gene] = []
+    for slot in stage.pattern:
+        here = f"{path}.{slot.name}"
+        label = pick(here, slot.dim)
+        option = next(option for option in slot.options if option.label == label)
+        repeats = _whole(pick(f"{here}.repeat", slot.repeat))
+        if option.block is not None and repeats:
+            genes += [_gene(option, here, pick, shared)] * repeats
+    return genes
+
+
+def _gene(option: Option, path: str, pick: Choose, shared: dict[str, Gene]) -> Gene:
+    if option.share in shared:
+        return shared[option.share]
+    base = option_path(option, path)
+    params = {name: pick(f"{base}.{name}", dim) for name, dim in option.params}
+    gene = Gene.of(option.block or "", option.share, **params)
+    if option.share:
+        shared[option.share] = gene
+    return gene
+
+
+def option_path(option: Option, slot_path: str) -> str:
+    """Where the parameters of an option are chosen; once for all uses of shared weights."""
+    return f"define.{option.share}" if option.share else f"{slot_path}.{option.label}"
+
+
+def _match_stages(
+    stages: tuple[Stage, ...], genes: tuple[Gene, ...], answers: Decisions
+) -> Iterator[Decisions]:
+    """Every way to answer so that `stages` spell `genes`."""
+    if not stages:
+        if not genes:
+            yield answers
+        return
+    stage = stages[0]
+    for repeats in stage.repeat.values or ():
+        given = _extend(answers, f"{stage.name}.repeat", stage.repeat, repeats)
+        for left, found in _match_repeats(stage, 0, _whole(repeats), genes, given or {}):
+            yield from _match_stages(stages[1:], left, found)
+
+
+def _match_repeats(
+    stage: Stage, index: int, repeats: int, genes: tuple[Gene, ...], answers: Decisions
+) -> Iterator[tuple[tuple[Gene, ...], Decisions]]:
+    if index == repeats:
+        yield genes, answers
+        return
+    path = stage.name if stage.choose == "once" else f"{stage.name}[{index}]"
+    for left, found in _match_slots(stage.pattern, path, genes, answers):
+        yield from _match_repeats(stage, index + 1, repeats, left, found)
+
+
+def _match_slots(
+    slots: tuple[Slot, ...], path: str, genes: tuple[Gene, ...], answers: Decisions
+) -> Iterator[tuple[tuple[Gene, ...], Decisions]]:
+    if not slots:
+        yield genes, answers
+        return
+    slot, here = slots[0], f"{path}.{slots[0].name}"
+    for option, repeats in product(slot.options, slot.repeat.values or ()):
+        given = _extend(answers, here, slot.dim, option.label)
+        given = _extend(given, f"{here}.repeat", slot.repeat, repeats)
+        for left, found in _match_option(option, here, _whole(repeats), genes, given):
+            yield from _match_slots(slots[1:], path, left, found)
+
+
+def _match_option(
+    option: Option, path: str, repeats: int, genes: tuple[Gene, ...], answers: Decisions | None
+) -> Iterator[tuple[tuple[Gene, ...], Decisions]]:
+    if answers is None:
+        return
+    if option.block is None or not repeats:
+        yield genes, answers
+        return
+    unread = not genes and block_info(option.block).joins == "next"
+    if not unread and (len(genes) < repeats or len(set(genes[:repeats])) > 1):
+        return
+    target = dict(genes[0].params) if genes and genes[0].block == option.block else {}
+    if not target and not unread:
+        return
+    given: Decisions | None = answers
+    for name, dim in option.params:
+        where = f"{option_path(option, path)}.{name}"
+        value = target.get(name, None) if target else answers.get(where)
+        if value not in dim or (value is None and None not in dim):
+            value = answers.get(where, (dim.values or (dim.low,))[0])
+        given = _extend(given, where, dim, value)
+    if given is None:
+        return
+    chosen = {n: given.get(f"{option_path(option, path)}.{n}", (d.values or (d.low,))[0])
+              for n, d in option.params}  # fmt: skip
+    if unread or Gene.of(option.block, **chosen).params == genes[0].params:
+        yield genes[repeats:], given
+
+
+def _extend(answers: Decisions | None, path: str, dim: Dim, value: Value) -> Decisions | None:
+    """`answers` and one more; None if it contradicts them."""
+    if answers is None or (path in answers and answers[path] != value):
+        return None
+    if dim.values is not None and len(dim.values) == 1:
+        return answers if value in dim else None
+    return {**answers, path: value}
+
+
+def _slot_ways(slot: Slot) -> Count:
+    ways: dict[frozenset[str], float] = {}
+    for option in slot.options:
+        for repeat in slot.repeat.values or ():
+            chosen = option.block is not None and _whole(repeat) > 0
+            used = frozenset({option.share} if option.share and chosen else ())
+            own = 1 if option.share or not chosen else _params_ways(option)
+            ways[used] = ways.get(used, 0) + own
+    return ways
+
+
+def _params_ways(option: Option) -> float:
+    return _product(_width(dim) for _, dim in option.params)
+
+
+def _width(dim: Dim) -> float:
+    return float("inf") if dim.values is None else len(dim.values)
+
+
+def _times(*factors: Count) -> dict[frozenset[str], float]:
+    total: dict[frozenset[str], float] = {frozenset(): 1}
+    for factor in factors:
+        step: dict[frozenset[str], float] = {}
+        for (left, m), (right, n) in product(total.items(), factor.items()):
+            step[left | right] = step.get(left | right, 0) + m * n
+        total = step
+    return total
+
+
+def _product(numbers: Iterable[float]) -> float:
+    result = 1.0
+    for number in numbers:
+        result *= number
+    return result
+
+
+def _whole(value: Value) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value

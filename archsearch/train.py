@@ -1,0 +1,161 @@
+"""The one training loop.
+
+Shapes: B batch, T time, V vocabulary, N rows drawn at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from archsearch.errors import Diverged
+from archsearch.seeds import seed
+
+if TYPE_CHECKING:
+    from archsearch.model import Model
+    from archsearch.sections import Recipe
+
+CHUNK = 2048
+"""Training rows drawn at once: enough to spread the fixed cost of a draw over many steps."""
+
+
+class Task(Protocol):
+    """What a task must offer; see `mad_tasks` for examples."""
+
+    name: str
+    vocab: int
+    readout: Any
+
+    @property
+    def length(self) -> int: ...  # noqa: D102
+
+    @property
+    def chance(self) -> float: ...  # noqa: D102
+
+    def sample(  # noqa: D102
+        self, n: int, rng: Generator, *, train: bool = False
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One evaluation on held-out rows."""
+
+    step: int
+    loss: float
+    """Mean cross-entropy of the training batches since the last point, in nats per scored token."""
+    accuracy: float
+    """Share of scored tokens answered right."""
+    error: float
+    """Standard error of `accuracy` over rows."""
+    solved: bool = False
+
+
+def generator(*names: object) -> Generator:
+    """A CPU random stream by name."""
+    return Generator().manual_seed(seed(*names))
+
+
+def fit(
+    model: Model, task: Task, recipe: Recipe, data: Generator, held_out: tuple[Tensor, Tensor]
+) -> Iterator[Point]:
+    """Train `model` on fresh rows of `task`; yield after each stretch of steps.
+
+    Ends after `recipe.steps` steps, or earlier once the task is solved.
+
+    Raises:
+        Diverged: as soon as the loss is not finite.
+    """
+    optimizer, parameters = _adamw(model, recipe), list(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(recipe, i))
+    rows = _rows(task, recipe, data)
+    losses: list[Tensor] = []
+    stops = {round(recipe.steps * (i + 1) / recipe.evals) for i in range(recipe.evals)} - {0}
+    model.train()
+    for step in range(1, recipe.steps + 1):
+        inputs_BT, targets_BT = next(rows)
+        loss = cross_entropy(model(inputs_BT), targets_BT)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if recipe.clip:
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip, foreach=True)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+        if step in stops:
+            mean = float(torch.stack(losses).mean())
+            if not math.isfinite(mean):
+                raise Diverged(f"the loss on {task.name} is {mean} before step {step}")
+            losses.clear()
+            accuracy, error = evaluate(model, held_out)
+            solved = accuracy >= recipe.solved
+            yield Point(step, mean, accuracy, error, solved)
+            if solved:
+                return
+
+
+def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean over scored tokens, in nats; targets of -100 are not scored."""
+    return F.cross_entropy(logits_BTV.flatten(0, -2).float(), targets_BT.flatten())
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model, held_out: tuple[Tensor, Tensor], batch: int = 128
+) -> tuple[float, float]:
+    """Token accuracy on held-out rows, and its standard error over rows."""
+    model.eval()
+    right, scored = [], []
+    for inputs_BT, targets_BT in zip(*(t.split(batch) for t in held_out), strict=True):
+        mask_BT = targets_BT != -100
+        hit_BT = (model(inputs_BT).argmax(-1) == targets_BT) & mask_BT
+        right.append(hit_BT.sum(1))
+        scored.append(mask_BT.sum(1))
+    model.train()
+    right_N, scored_N = torch.cat(right).double(), torch.cat(scored).double()
+    accuracy = right_N.sum() / scored_N.sum()
+    residual_N = (right_N - accuracy * scored_N) / scored_N.mean()
+    error = residual_N.square().sum().sqrt() / len(residual_N)
+    return float(accuracy), float(error)
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """Learning rate at a step, as a share of the peak."""
+    warm = round(recipe.steps * recipe.warmup)
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, recipe.steps - warm)
+    if recipe.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if recipe.schedule == "wsd":
+        return min(1.0, max(0.0, (recipe.steps - step) / max(1.0, recipe.steps / 5)))
+    return 1.0
+
+
+def _adamw(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW that decays matrices only."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        decayed = model.role_of(name).kind in ("hidden", "readout")
+        (matrices if decayed else others).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    kept = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(kept, lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+def _rows(task: Task, recipe: Recipe, data: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless training batches, drawn many at a time."""
+    batches = max(1, min(recipe.steps, CHUNK // recipe.batch))
+    while True:
+        inputs_NT, targets_NT = task.sample(batches * recipe.batch, data, train=True)
+        yield from zip(inputs_NT.split(recipe.batch), targets_NT.split(recipe.batch), strict=True)

@@ -1,0 +1,208 @@
+"""One trial: a genome trained on every task with every seed, side by side.
+
+All trainings of a trial advance together, one stretch at a time, so the score of an unfinished
+trial is a mean over the same tasks as that of a finished one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from archsearch.errors import TrialError
+from archsearch.model import Model, build
+from archsearch.train import Point, Task, fit, generator
+
+if TYPE_CHECKING:
+    from archsearch.genome import Genome
+    from archsearch.sections import Recipe
+
+Status = Literal["ok", "pruned", "diverged", "oom", "invalid"]
+WORST_LOSS = 1e3
+"""The loss that a diverged trial is recorded with."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRun:
+    """One training within a trial."""
+
+    task: str
+    seed: int
+    curve: tuple[Point, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Token accuracy on held-out rows at the last evaluation."""
+        return self.curve[-1].accuracy if self.curve else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialResult:
+    """What became of one genome."""
+
+    key: str
+    status: Status
+    why: str = ""
+    """One sentence for every status but ok."""
+    runs: tuple[TaskRun, ...]
+    scores: tuple[float, ...]
+    """Mean accuracy after each stretch: what pruning looks at."""
+    seconds: float
+    tokens: int
+    models: tuple[Model, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def score(self) -> float:
+        """Token accuracy, the mean over tasks and seeds; 0 for a trial that diverged."""
+        return 0.0 if self.status == "diverged" else _mean([r.accuracy for r in self.runs])
+
+    @property
+    def loss(self) -> float:
+        """Training loss of the last stretch in nats per scored token, mean over tasks and seeds."""
+        if self.status == "diverged":
+            return WORST_LOSS
+        return _mean([run.curve[-1].loss if run.curve else WORST_LOSS for run in self.runs])
+
+    @property
+    def error(self) -> float:
+        """Standard error of the score.
+
+        Over seeds where there are several, over held-out rows where there is one.
+        """
+        errors = []
+        for task in self.accuracies:
+            mine = [run for run in self.runs if run.task == task]
+            if len(mine) > 1:
+                errors.append(statistics.stdev([r.accuracy for r in mine]) / len(mine) ** 0.5)
+            else:
+                errors.append(mine[0].curve[-1].error if mine[0].curve else 0.0)
+        return sum(e * e for e in errors) ** 0.5 / max(1, len(errors))
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """Accuracy per task, the mean over seeds."""
+        tasks = dict.fromkeys(run.task for run in self.runs)
+        return {t: _mean([r.accuracy for r in self.runs if r.task == t]) for t in tasks}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a running trial is."""
+
+    task: str
+    seed: int
+    point: Point
+    done: float
+    """Share of the trial's steps that is behind it."""
+
+
+def task_label(task: Any, tasks: tuple[Any, ...]) -> str:
+    """A name for one of several tasks: its own, with a number where the name repeats."""
+    same = [other for other in tasks if other.name == task.name]
+    return task.name if len(same) == 1 else f"{task.name}#{same.index(task) + 1}"
+
+
+def run_trial(
+    genome: Genome,
+    tasks: tuple[Task, ...],
+    recipe: Recipe,
+    seed: int,
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    hopeless: Callable[[tuple[float, ...]], str] = lambda scores: "",
+) -> TrialResult:
+    """Train and score one genome. Never raises for what the genome does wrong.
+
+    Args:
+        genome: The architecture.
+        tasks: What it is trained on, each with a model of its own.
+        recipe: How.
+        seed: The study's seed. Starts and data depend on it, the task and the replicate, not on
+            the genome: all genomes meet the same rows.
+        on_progress: Called after every evaluation.
+        hopeless: Told the scores so far after every stretch; a reason ends the trial as pruned.
+    """
+    began = time.perf_counter()
+    curves: dict[tuple[str, int], list[Point]] = {}
+    scores: list[float] = []
+    models: dict[tuple[str, int], Model] = {}
+    status, why = "ok", ""
+    try:
+        trainings = _trainings(genome, tasks, recipe, seed, models)
+        curves = {name: [] for name in trainings}
+        while trainings and not why:
+            _stretch(trainings, curves, recipe, on_progress)
+            scores.append(_mean([curve[-1].accuracy for curve in curves.values()]))
+            why = hopeless(tuple(scores)) if trainings else ""
+        status = "pruned" if why else "ok"
+    except TrialError as error:
+        status, why = error.status, str(error)
+    except Exception as error:  # noqa: BLE001 - whatever a block does wrong is the trial's result
+        status, why = _reason(error)
+    runs = tuple(TaskRun(task, k, tuple(curve)) for (task, k), curve in curves.items())
+    lengths = {task_label(task, tasks): task.length for task in tasks}
+    tokens = sum(r.curve[-1].step * recipe.batch * lengths[r.task] for r in runs if r.curve)
+    return TrialResult(
+        key=genome.key, status=status, why=why, runs=runs, scores=tuple(scores),  # type: ignore[arg-type]
+        seconds=time.perf_counter() - began, tokens=tokens, models=tuple(models.values()),
+    )  # fmt: skip
+
+
+def _trainings(
+    genome: Genome,
+    tasks: tuple[Task, ...],
+    recipe: Recipe,
+    seed: int,
+    models: dict[tuple[str, int], Model],
+) -> dict[tuple[str, int], Iterator[Point]]:
+    trainings = {}
+    for task in tasks:
+        label = task_label(task, tasks)
+        held_out = task.sample(recipe.eval_rows, generator(seed, label, "held-out"))
+        for k in range(recipe.seeds):
+            start, data = (generator(seed, label, k, name) for name in ("start", "data"))
+            model = build(genome, task.vocab, task.readout, generator=start)
+            models[label, k] = model
+            trainings[label, k] = fit(model, task, recipe, data, held_out)
+    return trainings
+
+
+def _stretch(
+    trainings: dict[tuple[str, int], Iterator[Point]],
+    curves: dict[tuple[str, int], list[Point]],
+    recipe: Recipe,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Advance every training by one evaluation; drop those that ended."""
+    total = len(curves) * recipe.steps
+    for name in list(trainings):
+        point = next(trainings[name], None)
+        if point is None:
+            del trainings[name]
+            continue
+        curves[name].append(point)
+        if point.solved or point.step == recipe.steps:
+            del trainings[name]
+        done = sum(
+            recipe.steps if curve[-1].solved else curve[-1].step
+            for curve in curves.values()
+            if curve
+        )
+        on_progress(Progress(*name, point, done / total))
+
+
+def _reason(error: Exception) -> tuple[Status, str]:
+    text = str(error).strip().split("\n")[0]
+    memory = ("not enough memory", "can't allocate memory", "out of memory")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(m in text for m in memory):
+        return "oom", f"the model does not fit into memory: {text}"
+    return "invalid", f"{type(error).__name__}: {text}"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,39 @@
+"""The weights of a finished trial as safetensors, one file per task."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_model
+
+from archsearch.trial import task_label
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from archsearch.trial import TrialResult
+
+
+def file_name(label: str) -> str:
+    """The weights file of a task: `mad/compression` becomes `mad-compression.safetensors`."""
+    return label.replace("/", "-").replace("#", "-") + ".safetensors"
+
+
+def save_weights(folder: Path, result: TrialResult, tasks: tuple[Any, ...]) -> None:
+    """Write the weights of a trial's first seed, one file per task, and what they belong to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {}
+    models = {(run.task, run.seed): m for run, m in zip(result.runs, result.models, strict=True)}
+    for task in tasks:
+        label = task_label(task, tasks)
+        model = models[label, 0]
+        save_model(model, str(folder / file_name(label)))
+        described[label] = {
+            "file": file_name(label),
+            "vocab": task.vocab,
+            "readout": task.readout,
+            "length": task.length,
+            "accuracy": result.accuracies[label],
+        }
+    (folder / "tasks.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -1,0 +1,39 @@
+"""Numbers and times as people read them."""
+
+from __future__ import annotations
+
+
+def count(number: float) -> str:
+    """12,345 as `12.3 k`, 1,234,567 as `1.23 M`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size * 0.9995:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.4g}"
+
+
+def size(number: float) -> str:
+    """Bytes as `512 B`, `16 KiB`, `1.5 MiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(number) < 1024:
+            return f"{number:.3g} {unit}" if number < 1000 else f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.3g} GiB"
+
+
+def span(seconds: float) -> str:
+    """Seconds as `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def quantity(name: str, value: float) -> str:
+    """A value in the unit that its name calls for."""
+    if name.startswith("state_bytes"):
+        return size(value)
+    if name in ("score", "loss"):
+        return f"{value:.3f}"
+    return count(value)

@@ -1,0 +1,1 @@
+"""Search spaces shipped with archsearch, found by name through `archsearch.spaces`."""
