@@ -54,8 +54,7 @@ def draw_svg(genome: Genome) -> str:
 
 
 def _gene(y: float, gene: Gene) -> list[str]:
-    fill = block_info(gene.block).dims
-    shown = [f"{name} {word(value)}" for name, value in gene.params if value != fill[name].default]
+    shown = [f"{name} {word(value)}" for name, value in gene.changed.items()]
     share = f" *{gene.share}" if gene.share else ""
     detail = ", ".join(shown)
     if len(detail) > 40:

@@ -44,6 +44,17 @@ class Gene:
         """
         return cls(block, block_info(block).fill(params), share)
 
+    @property
+    def changed(self) -> dict[str, Value]:
+        """The parameters that differ from what they are when nobody says."""
+        given = dict(self.params)
+        info = block_info(self.block)
+
+        def default(name: str) -> Value:
+            return dict(info.fill({k: v for k, v in given.items() if k != name}))[name]
+
+        return {name: value for name, value in given.items() if value != default(name)}
+
 
 @dataclass(frozen=True, slots=True)
 class Genome:
@@ -147,8 +158,8 @@ class Genome:
     def text(self, varying: Collection[tuple[str, str]] | None = None) -> str:
         """The genome on one line: `2x(mamba2 swiglu) attention*A`.
 
-        `*A` marks shared weights. Parameters are shown where they differ from their default or,
-        with `varying`, where (block, parameter) is among them.
+        `*A` marks shared weights. Parameters are shown where they differ from their default; with
+        `varying`, only those whose (block, parameter) is among them.
         """
         motifs = []
         for count, motif in runs(self.genes):
@@ -181,20 +192,13 @@ def runs(genes: Sequence[Gene]) -> list[tuple[int, tuple[Gene, ...]]]:
 
 
 def _gene_text(gene: Gene, varying: Collection[tuple[str, str]] | None) -> str:
-    dims = block_info(gene.block).dims
     shown = [
         f"{name}={word(value)}"
-        for name, value in gene.params
-        if (value != _default(gene, name) if varying is None else (gene.block, name) in varying)
-        and name in dims
+        for name, value in gene.changed.items()
+        if varying is None or (gene.block, name) in varying
     ]
     share = f"*{gene.share}" if gene.share else ""
     return f"{gene.block}{share}" + (f"[{','.join(shown)}]" if shown else "")
-
-
-def _default(gene: Gene, name: str) -> Value:
-    others = {k: v for k, v in gene.params if k != name}
-    return dict(block_info(gene.block).fill(others))[name]
 
 
 def _spelled(params: tuple[tuple[str, Value], ...]) -> dict[str, Value]:

@@ -89,7 +89,7 @@ class View:
         return max(0.0, self.total - self.finished - partly) * elapsed / worked
 
     def __rich__(self) -> RenderableType:
-        return Group(self._head(), self._running_table(), *self._front_table())
+        return Group(self._head(), Text(), self._running_table(), *self._front_table())
 
     def _head(self) -> RenderableType:
         elapsed = time.monotonic() - self.began
@@ -134,15 +134,16 @@ class View:
     def _front_table(self) -> list[RenderableType]:
         if self.best is None:
             return []
-        best = self.best.genome.text(self.varying)
-        line = Text.assemble(
-            ("best so far ", "dim"), (best, "bold"),
-            f"  {self.best.score:.3f} +/- {self.best.error:.3f}",
-        )  # fmt: skip
         more = len(self.front) - SHOWN
         rows: list[RenderableType] = [
-            line,
-            trial_table(self.front[:SHOWN], self.goals, self.varying, self.best, title="front"),
+            Text(),
+            trial_table(
+                self.front[:SHOWN],
+                self.goals,
+                self.varying,
+                self.best,
+                "front, best so far in bold",
+            ),
         ]
         return [*rows, Text(f"and {more} more on the front", style="dim")] if more > 0 else rows
 

@@ -69,17 +69,13 @@ class Proposals:
         space, context, search = experiment.space, experiment.context, experiment.search
         self._first = _seed_candidates(experiment)
         self._listed = members(space, context)
-        if self._listed is not None:
-            seeds = {c.genome for c in self._first}
-            rest = [c for c in self._listed if c.genome not in seeds]
-            random.Random(seed(search.seed, "order")).shuffle(rest)
-            self._listed = self._first + rest
-        everything = self._listed is not None and search.trials >= len(self._listed)
+        random.Random(seed(search.seed, "order")).shuffle(self._listed or [])
+        self._everything = self._listed is not None and search.trials >= len(self._listed)
         self.strategy = search.strategy
         if search.strategy == "auto":
-            self.strategy = "random" if everything else "tpe"
-        self._replay = optuna.create_study(directions=directions)
-        self._replayed = 0
+            self.strategy = "random" if self._everything else "tpe"
+        self._directions = directions
+        self._replay, self._replayed = optuna.create_study(directions=directions), 0
         self._made: dict[int, Candidate] = {}
 
     @property
@@ -92,7 +88,7 @@ class Proposals:
     def why(self) -> str:
         """The strategy, and why this one."""
         count = None if self._listed is None else len(self._listed)
-        if count is not None and count <= self.experiment.search.trials:
+        if self._everything:
             return f"all {count} distinct members of the space, in random order"
         size = (
             f"{self.experiment.space.size:.3g} combinations"
@@ -100,7 +96,8 @@ class Proposals:
             else f"{count} members"
         )
         chosen = "chosen" if self.experiment.search.strategy == self.strategy else "auto"
-        names = {"tpe": "TPE, whole genomes at a time", "random": "random without repeats"}
+        first = WARMUP + self.lag
+        names = {"tpe": f"TPE after {first} random trials", "random": "random without repeats"}
         return f"{names[self.strategy]} ({chosen}: {self.total} trials in {size})"
 
     def ready(self, index: int, records: Mapping[int, Record]) -> bool:
@@ -120,27 +117,33 @@ class Proposals:
     def _propose(self, index: int, records: Mapping[int, Record]) -> Candidate:
         if index < len(self._first):
             return self._first[index]
-        if self.strategy == "random" and self._listed is not None:
-            return self._listed[index]
         taken = {
             records[i].genome if i in records else self.propose(i, records).genome
             for i in range(index)
         }
+        left = [c for c in self._listed or () if c.genome not in taken]
+        if self._everything:
+            return left[0]
         if self.strategy == "tpe" and index >= WARMUP + self.lag:
             candidate = self._from_model(index, records, taken)
             if candidate:
                 return candidate
         experiment = self.experiment
         rng = random.Random(seed(experiment.search.seed, "proposal", index))
-        if self._listed is not None:
-            return rng.choice([c for c in self._listed if c.genome not in taken])
-        return draw(experiment.space, rng, experiment.context, lambda g: g not in taken)
+        try:
+            return draw(experiment.space, rng, experiment.context, lambda g: g not in taken)
+        except SpaceError:
+            if not left:
+                raise
+            return rng.choice(left)
 
     def _from_model(
         self, index: int, records: Mapping[int, Record], taken: set[Genome]
     ) -> Candidate | None:
         """Ask TPE, with a memory that ends at `index - lag`."""
         space, context = self.experiment.space, self.experiment.context
+        if self._replayed > index - self.lag + 1:  # a repeat of an early trial
+            self._replay, self._replayed = optuna.create_study(directions=self._directions), 0
         while self._replayed <= index - self.lag:
             self._learn(records[self._replayed])
             self._replayed += 1
