@@ -29,6 +29,8 @@ Value = bool | int | float | str | None
 class Dim:
     """One search dimension: either a tuple of `options`, or a range from `low` to `high`.
 
+    Where one option is a real number, whole ones become real as well.
+
     Raises:
         ValueError: if the set is empty or the default lies outside it.
     """
@@ -53,7 +55,10 @@ class Dim:
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"the range from {self.low} to {self.high} is empty")
         if self.log and self.low is not None and self.low <= 0:
-            raise ValueError(f"a log range starts above 0, not at {self.low}")
+            raise ValueError(f"a log range starts above 0, not at {word(self.low)}")
+        if self.options and self.real:
+            object.__setattr__(self, "options", tuple(self.cast(v) for v in self.options))
+            object.__setattr__(self, "default", self.cast(self.default))
 
     @property
     def real(self) -> bool:
@@ -61,15 +66,32 @@ class Dim:
         return isinstance(self.low, float) or any(isinstance(v, float) for v in self.options)
 
     @property
+    def count(self) -> float:
+        """Number of legal values; infinite for a continuous range."""
+        if self.options:
+            return len(self.options)
+        if self.step is None or self.low is None or self.high is None:
+            return math.inf
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1 + self.optional
+
+    @property
     def values(self) -> tuple[Value, ...] | None:
         """Every legal value in order, or None for a continuous range."""
         if self.options:
             return self.options
-        if self.step is None or self.low is None or self.high is None:
+        if math.isinf(self.count):
             return None
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        values: list[Value] = [self.low + i * self.step for i in range(count)]
-        return tuple([None, *values] if self.optional else values)
+        return tuple(self._nth(i) for i in range(int(self.count)))
+
+    @property
+    def first(self) -> Value:
+        """The first legal value."""
+        return self.options[0] if self.options else None if self.optional else self.low
+
+    def _nth(self, index: int) -> Value:
+        """The value at `index` of a range with steps; None comes first where it is legal."""
+        index -= self.optional
+        return None if index < 0 else self.cast((self.low or 0) + index * (self.step or 0))
 
     @property
     def legal(self) -> str:
@@ -91,56 +113,94 @@ class Dim:
             return False
         if not self.low <= value <= self.high:
             return False
-        return self.step is None or abs((value - self.low) / self.step % 1) < 1e-9
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-6
 
     def cast(self, value: Value) -> Value:
-        """`value` as this dimension spells it: 1 as 1.0 where numbers are real, "none" as None."""
+        """`value` as this dimension spells it, so that equal values are written alike.
+
+        1 becomes 1.0 where numbers are real, 1.0 becomes 1 where they are whole, "none" becomes
+        None, and real numbers keep twelve digits (0.1 + 0.2 is 0.3).
+        """
         if value == "none" and "none" not in self.options and None in self:
             return None
-        if self.real and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        return value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        if self.real:
+            return float(f"{value:.12g}") + 0.0
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     def narrow(self, values: Iterable[Value]) -> Dim:
         """The dimension with only these values left.
 
         Raises:
-            ValueError: naming the first value that is not legal here.
+            ValueError: naming the first value that is not legal here, or stands twice.
         """
         chosen = tuple(self.cast(v) for v in values)
-        for value in chosen:
+        for i, value in enumerate(chosen):
             if value not in self:
                 raise ValueError(f"{word(value)} is not legal here; legal: {self.legal}")
+            if value in chosen[:i]:
+                raise ValueError(f"{word(value)} stands twice in the choice")
         return Dim(options=chosen, default=chosen[0] if chosen else None)
 
-    def narrow_range(self, low: float, high: float, step: float | None, log: bool) -> Dim:
-        """The part of the dimension from `low` to `high`.
+    def narrow_range(
+        self, low: float, high: float, step: float | None = None, log: bool | None = None
+    ) -> Dim:
+        """The part of the dimension from `low` to `high`, on a log scale if the whole is.
 
         Raises:
-            ValueError: if an end is not legal, or the range is empty.
+            ValueError: if an end is not legal, the range is empty, or the step does not fit.
         """
-        ends = self.cast(low), self.cast(high)
-        if any(isinstance(end, str | bool) or end is None for end in ends):
-            raise ValueError(f"a range needs numbers; legal: {self.legal}")
         if self.options:
-            inside = [v for v in self.options if isinstance(v, int | float) and low <= v <= high]
-            return self.narrow(inside)
-        if step is None and not self.real:
+            return self.narrow(self._inside(low, high, step))
+        ends = self.cast(low), self.cast(high)
+        for end in ends:
+            if end not in self or isinstance(end, bool | str) or end is None:
+                raise ValueError(f"{word(end)} is not legal here; legal: {self.legal}")
+        if log is None:
+            log = self.log and step is None
+        if step is None:
             step = self.step
-        narrowed = Dim(low=ends[0], high=ends[1], step=step, log=log, default=ends[0])  # type: ignore[arg-type]
-        for value in narrowed.values or ends:
-            if value not in self:
-                raise ValueError(f"{word(value)} is not legal here; legal: {self.legal}")
-        return narrowed
+        elif self.step is not None:
+            if step / self.step % 1:
+                raise ValueError(f"the step must be a multiple of {word(self.step)}")
+            step = self.cast(step)  # type: ignore[assignment]
+        if log and step not in (None, 1):
+            raise ValueError("a log range has no step")
+        first, last = ends
+        narrowed = Dim(low=first, high=last, step=step, log=log, default=first)  # type: ignore[arg-type]
+        if math.isinf(narrowed.count):
+            return narrowed
+        return dataclasses.replace(narrowed, high=narrowed._nth(int(narrowed.count) - 1))
+
+    def _inside(self, low: float, high: float, step: float | None) -> list[Value]:
+        """The options from `low` to `high`."""
+        numbers = [v for v in self.options if type(v) in (int, float)]
+        if not numbers:
+            raise ValueError(f"a range needs numbers; legal: {self.legal}")
+        if step is not None:
+            raise ValueError(f"steps have no meaning here; legal: {self.legal}")
+        inside: list[Value] = [v for v in numbers if low <= v <= high]  # type: ignore[operator]
+        if not inside:
+            raise ValueError(f"nothing legal lies in the range; legal: {self.legal}")
+        return inside
 
     def sample(self, rng: random.Random, weights: Sequence[float] | None = None) -> Value:
         """Draw one value, uniformly (on a log scale where `log`), or by `weights`."""
-        if self.values is not None:
-            return rng.choices(self.values, weights)[0]
-        low, high = float(self.low or 0), float(self.high or 0)
+        if self.options:
+            return rng.choices(self.options, weights)[0]
+        if self.optional and rng.random() * self.count < 1:
+            return None
+        low, high = self.low or 0, self.high or 0
+        if self.step is not None and not self.log:
+            return self._nth(rng.randrange(self.optional, int(self.count)))
+        past = high if self.real else high + 1
         if self.log:
-            return math.exp(rng.uniform(math.log(low), math.log(high)))
-        return rng.uniform(low, high)
+            drawn = math.exp(rng.uniform(math.log(low), math.log(past)))
+        else:
+            drawn = rng.uniform(low, past)
+        return self.cast(min(high, max(low, drawn if self.real else math.floor(drawn))))
 
     def to_json(self) -> dict[str, Any]:
         """The fields that differ from an empty dimension."""
@@ -153,7 +213,10 @@ class Dim:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Dim:
         """The inverse of `to_json`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        return cls(**fields)
 
 
 def word(value: Value) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
@@ -20,18 +22,28 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        """Say nothing of every request."""
+
+
 def serve(study: Study, folder: Path, port: int, console: Console) -> None:
     """Serve the dashboard on this machine alone until it is interrupted.
 
     Raises:
         RunError: if the port is taken.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise RunError(f"port {port}: {error.strerror}; choose another with --port") from None
-    console.print(f"http://{HOST}:{port}/dashboard   (stop with Ctrl-C)")
     store = FileSystemArtifactStore(folder / "artifacts")
-    optuna_dashboard.run_server(study.storage, host=HOST, port=port, artifact_store=store)
+    app = optuna_dashboard.wsgi(study.storage, artifact_store=store)
+    try:
+        server = make_server(HOST, port, app, _Server, _Quiet)
+    except OSError as error:
+        raise RunError(f"port {port}: {error.strerror}; choose another with --port") from None
+    where = f"http://{HOST}:{server.server_port}/dashboard"
+    console.print(f"{study.name}: {where}   (stop with Ctrl-C)", markup=False)
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()

@@ -14,15 +14,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from archsearch.search.study import indexed
+from archsearch.search.storage import TROUBLE
+from archsearch.search.study import genome_of, indexed, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from optuna import Trial
 
     from archsearch.search.study import Study
 
@@ -36,18 +36,21 @@ ATTEMPTS = 3
 
 def me() -> dict[str, Any]:
     """This process, so that it cannot be taken for a later one with the same number."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+    return {
+        "host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()),
+        "parent": _PARENT, "parent_born": _PARENT_BORN,
+    }  # fmt: skip
 
 
 @contextmanager
-def hold(trial: Trial) -> Iterator[None]:
+def hold(trial: optuna.Trial) -> Iterator[None]:
     """Own a trial, and show a sign of life while the body runs."""
     trial.set_user_attr("owner", me() | {"seen": time.time()})
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(BEAT):
-            with suppress(UpdateFinishedTrialError):
+            with suppress(UpdateFinishedTrialError, *TROUBLE):
                 trial.set_user_attr("owner", me() | {"seen": time.time()})
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -57,6 +60,13 @@ def hold(trial: Trial) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def give_back(study: Study, trial: optuna.Trial) -> None:
+    """End a trial without a result. If its place is still wanted, it will be queued again."""
+    with suppress(UpdateFinishedTrialError):
+        trial.set_user_attr("given_back", True)
+        study.optuna.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def reap(study: Study, total: int, *, alone: bool = False) -> None:
@@ -80,16 +90,19 @@ def reap(study: Study, total: int, *, alone: bool = False) -> None:
         places.setdefault(index, []).append(trial)
     for index, trials in places.items():
         if index < total and all(_lost(trial) for trial in trials):
-            last = trials[-1]
+            # Parameters are taken over only if all of them were set before the worker died.
+            whole = next((t for t in trials if genome_of(t)), None)
             study.optuna.add_trial(
                 create_trial(
-                    state=TrialState.WAITING, params=last.params, distributions=last.distributions,
-                    user_attrs={"index": index, "attempt": len(trials) + 1},
+                    state=TrialState.WAITING,
+                    params=whole.params if whole else {},
+                    distributions=whole.distributions if whole else {},
+                    user_attrs={"index": index, "attempt": _attempt(trials)},
                 )
-            )  # fmt: skip
+            )
 
 
-def surplus(study: Study, trial: Trial, index: int, total: int) -> bool:
+def surplus(study: Study, trial: optuna.Trial, index: int, total: int) -> bool:
     """Whether a trial that was just begun is not needed: out of range, or in work elsewhere."""
     return index >= total or any(
         other_index == index and other.number < trial.number and not _lost(other)
@@ -98,7 +111,27 @@ def surplus(study: Study, trial: Trial, index: int, total: int) -> bool:
 
 
 def _lost(trial: FrozenTrial) -> bool:
-    return trial.state is TrialState.FAIL and "status" not in trial.user_attrs
+    return trial.state is TrialState.FAIL and record_of(trial, 0) is None
+
+
+def _attempt(trials: list[FrozenTrial]) -> int:
+    """The number of the next attempt at a place: one more for every death that counts."""
+    newest = max(trial.user_attrs.get("attempt", 1) for trial in trials)
+    again = [t for t in trials if t.user_attrs.get("attempt", 1) == newest]
+    return int(newest) + any(_died_alone(trial) for trial in again)
+
+
+def _died_alone(trial: FrozenTrial) -> bool:
+    """Whether a lost trial's worker died while the process that started it lives on.
+
+    If both are gone the whole run was stopped, which is not held against the trial.
+    """
+    owner = trial.user_attrs.get("owner")
+    if owner is None or trial.user_attrs.get("given_back"):
+        return False
+    if owner["host"] != socket.gethostname():
+        return True
+    return _born(owner["parent"]) == owner["parent_born"] != 0
 
 
 def _alive(trial: FrozenTrial, alone: bool) -> bool:
@@ -113,12 +146,18 @@ def _alive(trial: FrozenTrial, alone: bool) -> bool:
 
 def _born(pid: int) -> int:
     """When a process began, in its system's own unit; 0 if there is none."""
+    stat = Path(f"/proc/{pid}/stat")
     try:
-        os.kill(pid, 0)
-        stat = Path(f"/proc/{pid}/stat")
-        if not stat.exists():
+        if not Path("/proc/self/stat").exists():
+            os.kill(pid, 0)
             return 1
         fields = stat.read_text().rpartition(")")[2].split()
         return 0 if fields[0] == "Z" else int(fields[19])
+    except PermissionError:
+        return 1
     except (OSError, ValueError):
         return 0
+
+
+_PARENT = os.getppid()
+_PARENT_BORN = _born(_PARENT)

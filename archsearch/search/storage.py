@@ -5,19 +5,29 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from archsearch.errors import RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from optuna.storages import BaseStorage
 
 JOURNAL = "journal.log"
+
+
+TROUBLE = (RunError, OSError, StorageInternalError, SQLAlchemyError)
+"""What a storage raises when it cannot be written or reached."""
 
 
 class TailLock(JournalFileOpenLock):
@@ -35,8 +45,7 @@ class TailLock(JournalFileOpenLock):
 
     def acquire(self) -> bool:
         """Wait for the lock."""
-        self._file = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._wait()
         _cut_torn_tail(self._journal)
         return True
 
@@ -45,6 +54,41 @@ class TailLock(JournalFileOpenLock):
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    def mend(self) -> None:
+        """Check the journal, then cut a torn last line.
+
+        Raises:
+            RunError: if another line is damaged; nothing is changed then.
+        """
+        self._wait()
+        try:
+            _check_journal(self._journal)
+            _cut_torn_tail(self._journal)
+        finally:
+            self.release()
+
+    def _wait(self) -> None:
+        self._file = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+
+class Journal(JournalFileBackend):
+    """A journal file whose failures to write are said in one sentence."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write entries at the end.
+
+        Raises:
+            RunError: if they cannot be written, e.g. because the disk is full.
+        """
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise RunError(
+                f"{self._file_path} cannot be written: {error.strerror}. Finished trials are safe; "
+                "the same command continues once it can be"
+            ) from None
 
 
 def _cut_torn_tail(journal: Path) -> None:
@@ -76,12 +120,29 @@ def open_storage(place: str | Path) -> BaseStorage:
     try:
         if os.access(journal.parent, os.W_OK):
             journal.touch()
-            lock.acquire()
-            lock.release()
-        _check_journal(journal)
-        return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+            lock.mend()
+        else:
+            _check_journal(journal)
+        return JournalStorage(Journal(str(journal), lock_obj=lock))
     except OSError as error:
         raise RunError(f"{journal} cannot be used: {error.strerror}") from None
+
+
+@contextmanager
+def in_words(place: str) -> Iterator[None]:
+    """Say in one sentence what a database has to complain about.
+
+    Raises:
+        RunError: for every error of the storage at `place`.
+    """
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        raise RunError(
+            f"the storage {_without_password(place)} failed: {_first_line(cause or error, place)}. "
+            "Finished trials are safe; the same command continues once it works again"
+        ) from None
 
 
 def _check_journal(journal: Path) -> None:
@@ -104,14 +165,35 @@ def _check_journal(journal: Path) -> None:
 
 def _by_url(url: str) -> BaseStorage:
     try:
-        if url.startswith("sqlite"):
-            return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-        return optuna.storages.get_storage(url)
+        if not url.startswith("sqlite"):
+            return optuna.storages.get_storage(url)
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        with storage.engine.connect() as connection:  # readers and a writer at the same time
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        return storage
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"the storage {_without_password(url)} needs a driver: pip install {error.name}"
+        ) from None
     except Exception as error:  # noqa: BLE001 - drivers raise errors of their own
-        text = str(error).strip().split("\n")[0]
+        text = _first_line(error, url)
         raise RunError(f"the storage {_without_password(url)} cannot be opened: {text}") from None
 
 
 def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.rsplit(':', 1)[0]}:...@{tail}" if at and head.count(":") > 1 else url
+    try:
+        return make_url(url).set(query={}).render_as_string(hide_password=True)
+    except (SQLAlchemyError, ValueError):
+        return url.partition("://")[0] + "://..."
+
+
+def _first_line(error: BaseException, url: str) -> str:
+    """The first line of an error, cleared of the URL and the password in it."""
+    text = str(error).strip().split("\n")[0].replace(url, _without_password(url))
+    try:
+        secrets = [make_url(url).password, *map(str, make_url(url).query.values())]
+    except (SQLAlchemyError, ValueError):
+        secrets = []
+    for secret in filter(None, secrets):
+        text = text.replace(str(secret), "***")
+    return text

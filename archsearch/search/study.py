@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import platform
@@ -62,33 +63,42 @@ class Study:
             raise RunError(f"no study '{name}' here; known: {', '.join(known) or 'none'}") from None
         self.storage = storage
         self._ended: dict[int, Record] = {}
+        self._begun: dict[int, tuple[int, Genome]] = {}
 
     @classmethod
     def create(cls, storage: BaseStorage, experiment: Experiment, lag: int) -> Study:
         """Open the study of an experiment, or begin it.
 
+        What may change between two commands (budget, strategy, hints) is taken from the newer.
+
         Raises:
             RunError: if a study of that name belongs to another space.
         """
         name = experiment.space.name
+        directions = [
+            StudyDirection.MAXIMIZE if goal.maximize else StudyDirection.MINIMIZE
+            for goal in experiment.goals
+        ]
         if name not in optuna.get_all_study_names(storage):
-            directions = [
-                StudyDirection.MAXIMIZE if goal.maximize else StudyDirection.MINIMIZE
-                for goal in experiment.goals
-            ]
-            study = optuna.create_study(study_name=name, storage=storage, directions=directions)
-            study.set_metric_names([goal.name for goal in experiment.goals])
-            attrs = {
-                "space": experiment.text,
-                "overrides": list(experiment.overrides),
-                "identity": experiment.identity,
-                "context": experiment.context,
-                "lag": lag,
-                "versions": versions(),
-            }
-            study.set_user_attr("experiment", attrs)
+            optuna.create_study(
+                study_name=name, storage=storage, directions=directions, load_if_exists=True
+            )
         opened = cls(storage, name)
-        opened.check(experiment)
+        study = opened.optuna
+        before = study.user_attrs.get("experiment", {})
+        if before or opened.trials() or study.directions != directions:
+            opened.check(experiment)
+        else:
+            study.set_metric_names([goal.name for goal in experiment.goals])
+        now = {"lag": lag, "versions": versions()} | before | {
+            "space": experiment.text,
+            "overrides": list(experiment.overrides),
+            "seeds": [genome.to_json() for genome in experiment.seeds],
+            "identity": experiment.identity,
+            "context": experiment.context,
+        }  # fmt: skip
+        if now != before:
+            study.set_user_attr("experiment", now)
         return opened
 
     def check(self, experiment: Experiment) -> None:
@@ -128,10 +138,16 @@ class Study:
         return dict(about)
 
     def experiment(self, trials: int | None = None) -> Experiment:
-        """The experiment of this study, with another number of trials if one is given."""
+        """The experiment of this study, with another number of trials if one is given.
+
+        The genomes of `start_from` come from the study: the files may be elsewhere by now.
+        """
         about = self.about
         more = (f"search.trials={trials}",) if trials is not None else ()
-        return parse(about["space"], f"{self.name}.yaml", (*about["overrides"], *more))
+        overrides = (*about["overrides"], "search.start_from=[]", *more)
+        experiment = parse(about["space"], f"{self.name}.yaml", overrides)
+        seeds = tuple(Genome.from_json(seed) for seed in about["seeds"])
+        return dataclasses.replace(experiment, seeds=seeds)
 
     @property
     def maximize(self) -> tuple[bool, ...]:
@@ -148,6 +164,13 @@ class Study:
             if trial.number not in self._ended and (record := record_of(trial, index)):
                 self._ended[trial.number] = record
         return {record.index: record for record in self._ended.values()}
+
+    def genomes(self) -> dict[int, Genome]:
+        """What was tried or is being tried, by index."""
+        for trial, index in indexed(self.trials()):
+            if trial.number not in self._begun and (genome := genome_of(trial)):
+                self._begun[trial.number] = index, genome
+        return dict(self._begun.values())
 
     def front(self) -> list[Record]:
         """The trials that no other beats in every objective, best score first."""
@@ -199,17 +222,30 @@ def indexed(trials: list[FrozenTrial]) -> list[tuple[FrozenTrial, int]]:
     return pairs
 
 
+def genome_of(trial: FrozenTrial) -> Genome | None:
+    """The genome of a trial, None before its worker has written it down."""
+    text = trial.user_attrs.get("genome_json")
+    return Genome.from_json(json.loads(text)) if text else None
+
+
 def record_of(trial: FrozenTrial, index: int) -> Record | None:
-    """The record of a trial that ended with a result, else None."""
-    attrs = trial.user_attrs
-    if not trial.state.is_finished() or "status" not in attrs:
+    """The record of a trial that ended with a result, else None.
+
+    A worker that died while it handed its result over leaves a failed trial with some of it.
+    """
+    attrs, genome = trial.user_attrs, genome_of(trial)
+    status = attrs.get("status")
+    ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (
+        trial.state is TrialState.FAIL and status in ("oom", "invalid")
+    )
+    if not ended or status is None or genome is None:
         return None
     return Record(
         index=index,
         number=trial.number,
-        genome=Genome.from_json(json.loads(attrs["genome_json"])),
+        genome=genome,
         params=dict(trial.params),
-        status=attrs["status"],
+        status=status,
         why=attrs.get("why", ""),
         values=tuple(trial.values) if trial.state is TrialState.COMPLETE and trial.values else (),
         scores=tuple(attrs.get("scores", ())),

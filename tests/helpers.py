@@ -1,0 +1,32 @@
+"""What several test files need: the command line as a user runs it, and a space that is quick."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TINY = """\
+version: 1
+name: tiny
+model:
+  d_model: 16
+  stack:
+    - repeat: 2
+      choose: per_repeat
+      pattern:
+        - mixer: [attention: {heads: 2, window: [none, 4]}, none]
+        - ffn: [swiglu, none]
+objectives: [{maximize: score}, {minimize: state_bytes}]
+tasks: {use: [mad/in-context-recall: {vocab: 8, seq_len: 16}]}
+recipe: {steps: 8, evals: 4, batch: 8, eval_rows: 16}
+search: {trials: 6}
+"""
+
+
+def archsearch(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a directory of its own, 80 columns wide."""
+    env = os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, "-m", "archsearch", *args]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
