@@ -17,16 +17,38 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from archsearch.dims import Dim, Value, word
 from archsearch.errors import nearest
+from archsearch.expr import scaled
 
 RANGE_KEYS = ("from", "to", "step", "log", "powers_of")
 
 
 class Misfit(ValueError):
-    """A value does not fit; `at` leads from the place to the offending part."""
+    """What does not fit: for each part, what is wrong with it, and where.
 
-    def __init__(self, message: str, *at: str | int) -> None:
+    Attributes:
+        parts: (message, way from the place to the offending part, whether its key is meant).
+    """
+
+    def __init__(self, message: str, *at: str | int, key: bool = False) -> None:
         super().__init__(message)
-        self.at = at
+        self.parts = [(message, at, key)]
+
+    @classmethod
+    def of(cls, misfits: list[Misfit]) -> Misfit:
+        """Several as one."""
+        whole = cls(str(misfits[0]))
+        whole.parts = [part for misfit in misfits for part in misfit.parts]
+        return whole
+
+
+def given(data: Any) -> str:
+    """What somebody wrote, in words that fit into a sentence."""
+    if isinstance(data, list):
+        return "a list"
+    if isinstance(data, dict):
+        return "a mapping"
+    text = word(data)
+    return (text if len(text) <= 40 else text[:37] + "...") or "an empty text"
 
 
 def read_choices(data: Any, legal: Dim) -> Dim:
@@ -41,20 +63,28 @@ def read_choices(data: Any, legal: Dim) -> Dim:
         return _narrow([data], legal)
     if not data:
         raise Misfit(f"an empty choice; legal: {legal.legal}")
+    misfits: list[Misfit] = []
+    seen: list[Value] = []
     for i, value in enumerate(data):
-        if isinstance(value, list | dict):
-            raise Misfit(f"expected a single value; legal: {legal.legal}", i)
-        _narrow([value], legal, i)
-        if value in data[:i] and type(value) is type(data[data.index(value)]):
-            raise Misfit(f"{word(value)} stands twice in the choice", i)
-    return _narrow(data, legal)
+        try:
+            if isinstance(value, list | dict):
+                raise Misfit(f"expected a single value, not {given(value)}; legal: {legal.legal}")
+            (only,) = _narrow([value], legal).options
+            if only in seen:
+                raise Misfit(f"{word(only)} stands twice in the choice")
+            seen.append(only)
+        except Misfit as error:
+            misfits.append(Misfit(str(error), i))
+    if misfits:
+        raise Misfit.of(misfits)
+    return _narrow(seen, legal)
 
 
-def _narrow(values: list[Value], legal: Dim, *at: int) -> Dim:
+def _narrow(values: list[Value], legal: Dim) -> Dim:
     try:
         return legal.narrow([quantity(v) if _numeric(legal) else v for v in values])
     except ValueError as error:
-        raise Misfit(str(error), *at) from None
+        raise Misfit(str(error)) from None
 
 
 def _numeric(legal: Dim) -> bool:
@@ -63,29 +93,14 @@ def _numeric(legal: Dim) -> bool:
 
 
 def _read_range(data: dict[str, Any], legal: Dim) -> Dim:
-    for key in data:
-        if key not in RANGE_KEYS:
-            raise Misfit(f"unknown key '{key}' in a range; {nearest(key, RANGE_KEYS)}", key)
-    for key in ("from", "to"):
-        if key not in data:
-            raise Misfit(f"a range needs '{key}'")
     numbers = {key: quantity(data[key]) for key in RANGE_KEYS if key in data and key != "log"}
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Misfit(f"expected a number, not {word(value)}", key)
-    if not isinstance(data.get("log", False), bool):
-        raise Misfit("expected true or false", "log")
+    if misfits := _range_misfits(data, numbers):
+        raise Misfit.of(misfits)
     low, high, base = numbers["from"], numbers["to"], numbers.get("powers_of")
-    if low > high:
-        raise Misfit(f"the range from {word(low)} to {word(high)} is empty", "to")
-    if "step" in numbers and numbers["step"] <= 0:
-        raise Misfit("the step must be above 0", "step")
     try:
         if base is None:
-            return legal.narrow_range(low, high, numbers.get("step"), data.get("log", False))
-        if base < 2:
-            raise Misfit("powers_of must be at least 2", "powers_of")
-        powers = [base**i for i in range(64) if low <= base**i <= high]
+            return legal.narrow_range(low, high, numbers.get("step"), data.get("log"))
+        powers = [p for i in range(64) if low <= (p := int(base) ** i) <= high]
         if not powers:
             raise Misfit(f"no power of {word(base)} lies in the range", "powers_of")
         return legal.narrow(powers)
@@ -93,26 +108,55 @@ def _read_range(data: dict[str, Any], legal: Dim) -> Dim:
         raise error if isinstance(error, Misfit) else Misfit(str(error)) from None
 
 
-_UNITS = {"": 1, "%": 0.01, "K": 1000, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20}
-_NUMBER = re.compile(r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*(%|[KMG]|[KM]iB)?")
+def _range_misfits(data: dict[str, Any], numbers: dict[str, Any]) -> list[Misfit]:
+    misfits = [
+        Misfit(f"unknown key '{key}' in a range; {nearest(key, RANGE_KEYS)}", key, key=True)
+        for key in data
+        if key not in RANGE_KEYS
+    ]
+    misfits += [Misfit(f"a range needs '{key}'") for key in ("from", "to") if key not in data]
+    wrong = {k for k, v in numbers.items() if type(v) not in (int, float) or math.isinf(v)}
+    misfits += [Misfit(f"expected a number, not {given(data[key])}", key) for key in sorted(wrong)]
+    if not isinstance(data.get("log", False), bool):
+        misfits.append(Misfit("expected true or false", "log"))
+    if not wrong & {"from", "to"} and {"from", "to"} <= set(numbers):
+        low, high = numbers["from"], numbers["to"]
+        if low > high:
+            misfits.append(Misfit(f"the range from {word(low)} to {word(high)} is empty", "to"))
+    if "step" not in wrong and numbers.get("step", 1) <= 0:
+        misfits.append(Misfit("the step must be above 0", "step"))
+    if "powers_of" in numbers and "powers_of" not in wrong:
+        base = numbers["powers_of"]
+        if base < 2 or base != base // 1 or base > 2**31:
+            misfits.append(Misfit("powers_of takes a whole number from 2", "powers_of"))
+        misfits += [
+            Misfit(f"a range has either 'powers_of' or '{key}'", key, key=True)
+            for key in ("step", "log")
+            if key in data
+        ]
+    return misfits
+
+
+_NUMBER = re.compile(r"([-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?)(%|[KMG](?:iB)?)?")
+_FRACTION = re.compile(r"([0-9]{1,15})/([0-9]{1,15})")
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|min|h|d)")
 
 
 def quantity(data: Any) -> Any:
     """`"600K"` as 600000, `"3%"` as 0.03, `"1/3"` as a third; anything else as it is."""
     if not isinstance(data, str):
         return data
-    if match := re.fullmatch(r"(\d+)/(\d+)", data):
+    if match := _FRACTION.fullmatch(data):
         return int(match[1]) / int(match[2]) if int(match[2]) else data
-    if not (match := _NUMBER.fullmatch(data)):
-        return data
-    value = float(match[1]) * _UNITS[match[2] or ""]
-    return int(value) if value.is_integer() and match[2] != "%" else value
+    if match := _NUMBER.fullmatch(data):
+        return scaled(match[1], match[2] or "")
+    return data
 
 
 def duration(data: Any) -> float | None:
     """`"90s"`, `"30min"`, `"24h"` or `"2d"` in seconds; None for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h|d)", data) if isinstance(data, str) else None
+    match = _TIME.fullmatch(data) if isinstance(data, str) else None
     return float(match[1]) * _SECONDS[match[2]] if match else None
 
 
@@ -132,7 +176,7 @@ class _Field:
         try:
             return self.read(data)
         except Misfit as error:
-            context = {"at": error.at, "text": str(error)}
+            context = {"parts": error.parts, "text": str(error)}
             raise PydanticCustomError("misfit", "{text}", context) from None
 
 
@@ -151,51 +195,56 @@ def number(low: float, high: float, *, whole: bool = False) -> _Field:
 
     def read(data: Any) -> Any:
         value = quantity(data)
+        if whole and isinstance(value, float) and value.is_integer():
+            value = int(value)
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not fits or not low <= value <= high:
-            given = "a list" if isinstance(data, list | dict) else word(data)
-            raise Misfit(f"expected {kind} {bounds}, not {given}")
+        if not fits or not low <= value <= high or math.isinf(value):
+            raise Misfit(f"expected {kind} {bounds}, not {given(data)}")
         return value
 
-    pattern = {"type": "string", "pattern": r"^[0-9.eE+-]+(%|[KMG]|[KM]iB)?$|^\d+/\d+$"}
     plain = {"type": "integer" if whole else "number", "minimum": low}
-    return _Field(read, {"anyOf": [plain, pattern]})
+    if math.isfinite(high):
+        plain["maximum"] = high
+    return _Field(read, {"anyOf": [plain, UNIT_SCHEMA]})
 
 
 def seconds() -> _Field:
     """A field that takes a duration such as `24h` and becomes seconds."""
 
     def read(data: Any) -> float | None:
-        if data is None or isinstance(data, float):
-            return data
         value = duration(data)
-        if value is None:
-            raise Misfit(f"expected a time such as 90s, 30min, 24h or 2d, not {word(data)}")
+        if value is None and data is not None:
+            raise Misfit(f"expected a time such as 90s, 30min, 24h or 2d, not {given(data)}")
         return value
 
-    return _Field(read, {"type": ["string", "null"], "pattern": r"^[0-9.]+(s|min|h|d)$"})
+    return _Field(read, {"type": ["string", "null"], "pattern": f"^{_TIME.pattern}$"})
+
+
+UNIT_SCHEMA = {"type": "string", "pattern": f"^({_NUMBER.pattern}|{_FRACTION.pattern})$"}
 
 
 def choices_schema(legal: Dim) -> dict[str, Any]:
     """JSON Schema of a value, a list of values or a range within `legal`."""
-    one: dict[str, Any]
+    forms: list[dict[str, Any]]
     if legal.options:
-        one = {"enum": ["none" if v is None else v for v in legal.options]}
+        forms = [{"enum": ["none" if v is None else v for v in legal.options]}]
     else:
         kind = "number" if legal.real else "integer"
-        one = {"type": kind, "minimum": legal.low, "maximum": legal.high}
-        if legal.optional:
-            one = {"anyOf": [one, {"const": "none"}]}
-    forms = [one, {"type": "array", "items": one, "minItems": 1}]
+        forms = [{"type": kind, "minimum": legal.low, "maximum": legal.high}]
     if _numeric(legal):
-        ends = {"type": ["number", "string"]}
-        forms.append({
+        forms.append(UNIT_SCHEMA)
+    if None in legal:
+        forms.append({"enum": ["none", None]})
+    one = {"anyOf": forms} if len(forms) > 1 else forms[0]
+    several = [one, {"type": "array", "items": one, "minItems": 1, "uniqueItems": True}]
+    if _numeric(legal):
+        end = {"anyOf": [{"type": "number"}, UNIT_SCHEMA]}
+        several.append({
             "type": "object",
             "properties": {
-                "from": ends, "to": ends, "step": ends,
-                "log": {"type": "boolean"}, "powers_of": {"type": "integer", "minimum": 2},
+                "from": end, "to": end, "step": end, "log": {"type": "boolean"}, "powers_of": end,
             },
             "required": ["from", "to"],
             "additionalProperties": False,
         })  # fmt: skip
-    return {"anyOf": forms}
+    return {"anyOf": several}

@@ -172,7 +172,8 @@ class Dim:
         narrowed = Dim(low=first, high=last, step=step, log=log, default=first)  # type: ignore[arg-type]
         if math.isinf(narrowed.count):
             return narrowed
-        return dataclasses.replace(narrowed, high=narrowed._nth(int(narrowed.count) - 1))
+        last = narrowed._nth(int(narrowed.count) - 1)
+        return dataclasses.replace(narrowed, high=last)  # type: ignore[arg-type]
 
     def _inside(self, low: float, high: float, step: float | None) -> list[Value]:
         """The options from `low` to `high`."""

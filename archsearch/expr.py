@@ -13,31 +13,40 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from archsearch.errors import nearest
 
 Quantity = Callable[[str, tuple["str | float", ...]], float]
 """Looks up a quantity by name and arguments, e.g. ("count", ("attention",))."""
 
-QUANTITIES = {
-    "params": (0, 0),
-    "active_params": (0, 0),
-    "flops": (0, 1),
-    "state_bytes": (0, 1),
-    "d_model": (0, 0),
-    "layers": (0, 0),
-    "count": (1, 1),
-    "adjacent": (2, 2),
+Takes = tuple[str, ...]
+"""What a quantity takes: "block" for the name of one, "context?" for a length in tokens or nothing.
+"""
+QUANTITIES: dict[str, Takes] = {
+    "params": (),
+    "active_params": (),
+    "flops": ("context?",),
+    "state_bytes": ("context?",),
+    "d_model": (),
+    "layers": (),
+    "count": ("block",),
+    "adjacent": ("block", "block"),
 }
-"""Name -> fewest and most arguments, for what is known before training."""
-SCORES = {"score": (0, 0), "loss": (0, 0)}
+"""What is known before training."""
+SCORES: dict[str, Takes] = {"score": (), "loss": ()}
 """What is known after training."""
-UNITS = {"": 1.0, "%": 0.01, "K": 1e3, "M": 1e6, "G": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+UNITS: dict[str, int | Decimal] = {
+    "": 1, "%": Decimal("0.01"), "K": 10**3, "M": 10**6, "G": 10**9,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
+}  # fmt: skip
+MOST_TOKENS, MOST_DEPTH, MOST_CONTEXT = 256, 16, 2**31
 
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)(?P<unit>[A-Za-z%]*)"
-    r"|(?P<name>[A-Za-z_][\w\-]*(?::[\w\-]+)?)|(?P<op><=|>=|==|!=|[<>+\-*/(),]))"
-)
+_NUMBER = r"(?P<number>[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?)(?P<unit>[A-Za-z%]*)"
+_OP = r"(?P<op><=|>=|==|!=|[<>+\-*/(),])"
+_TOKEN = re.compile(rf"\s*(?:{_NUMBER}|(?P<name>[A-Za-z_]\w*)|{_OP})")
+_ARGUMENT = re.compile(rf"\s*(?:{_NUMBER}|(?P<name>[A-Za-z_][\w\-]*)|{_OP})")
+"""The name of a block may hold a hyphen; between quantities it is a minus."""
 _COMPARE = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt,
     ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
@@ -45,6 +54,12 @@ _COMPARE = {
 _ARITHMETIC = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
 }  # fmt: skip
+
+
+def scaled(digits: str, unit: str) -> float:
+    """A number with a unit of `UNITS`, whole where it is: 2.01 M is exactly 2010000."""
+    value = float(Decimal(digits) * UNITS[unit])
+    return int(value) if value.is_integer() else value
 
 
 class ExprError(ValueError):
@@ -63,9 +78,11 @@ class Expr:
     truth: bool
     """Whether it is a statement (true or false) or a number."""
     root: Node
+    blocks: tuple[tuple[str, int], ...] = ()
+    """Every block that is named, and the offset of its name."""
 
     @classmethod
-    def parse(cls, text: str, known: dict[str, tuple[int, int]]) -> Expr:
+    def parse(cls, text: str, known: dict[str, Takes]) -> Expr:
         """Read an expression over the quantities `known`.
 
         Raises:
@@ -74,7 +91,13 @@ class Expr:
         parser = _Parser(text, known)
         root = parser.any_of()
         parser.expect_end()
-        return cls(text, root.truth, root)
+        return cls(text, root.truth, root, tuple(parser.blocks))
+
+    @classmethod
+    def implies(cls, when: Expr, then: Expr) -> Expr:
+        """The statement that `then` holds wherever `when` does."""
+        root = Node("or", (Node("not", (when.root,)), then.root))
+        return cls(f"when {when.text} then {then.text}", True, root)
 
     def __call__(self, quantity: Quantity) -> float:
         """The value, with every quantity looked up by `quantity`."""
@@ -83,7 +106,7 @@ class Expr:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operation: its name, its operands and where it stands in the text."""
+    """One operation: its name and its operands."""
 
     op: str
     parts: tuple[Node, ...] = ()
@@ -115,18 +138,23 @@ class Node:
 
 
 class _Parser:
-    def __init__(self, text: str, known: dict[str, tuple[int, int]]) -> None:
+    def __init__(self, text: str, known: dict[str, Takes]) -> None:
         self.text, self.known = text, known
+        self.blocks: list[tuple[str, int]] = []
         self.tokens: list[re.Match[str]] = []
-        at, end = 0, len(text.rstrip())
+        at, end, called = 0, len(text.rstrip()), False
         while at < end:
-            match = _TOKEN.match(text, at)
+            match = (_ARGUMENT if called else _TOKEN).match(text, at)
             if not match:
                 at += len(text[at:]) - len(text[at:].lstrip())
                 raise ExprError(f"unexpected character '{text[at]}'", at)
+            if len(self.tokens) == MOST_TOKENS:
+                raise ExprError(f"too long; at most {MOST_TOKENS} words and signs", match.start())
+            opens = bool(self.tokens) and self.tokens[-1]["name"] in known and match["op"] == "("
+            called = opens or (called and match["op"] != ")")
             self.tokens.append(match)
             at = match.end()
-        self.index = 0
+        self.index = self.depth = 0
 
     def word(self) -> str:
         """The next token, "" at the end."""
@@ -156,6 +184,15 @@ class _Parser:
         if self.word():
             raise ExprError(f"'{self.word()}' does not continue the expression", self.here())
 
+    def deeper(self, inner: Callable[[], Node]) -> Node:
+        """What stands inside parentheses or behind a sign."""
+        self.depth += 1
+        if self.depth > MOST_DEPTH:
+            raise ExprError(f"nested too deeply; at most {MOST_DEPTH} levels", self.here())
+        node = inner()
+        self.depth -= 1
+        return node
+
     def any_of(self) -> Node:
         return self._logic("or", self.all_of)
 
@@ -173,7 +210,7 @@ class _Parser:
     def negation(self) -> Node:
         if self.take("not"):
             at = self.here()
-            return Node("not", (self._check(self.negation(), True, at),))
+            return Node("not", (self._check(self.deeper(self.negation), True, at),))
         return self.comparison()
 
     def comparison(self) -> Node:
@@ -201,9 +238,9 @@ class _Parser:
     def atom(self) -> Node:
         if self.take("-"):
             at = self.here()
-            return Node("-", (Node("number"), self._check(self.atom(), False, at)))
+            return Node("-", (Node("number"), self._check(self.deeper(self.atom), False, at)))
         if self.take("("):
-            inner = self.any_of()
+            inner = self.deeper(self.any_of)
             self.expect(")")
             return inner
         if self.index == len(self.tokens):
@@ -220,33 +257,44 @@ class _Parser:
         if token["unit"] not in UNITS:
             legal = ", ".join(unit for unit in UNITS if unit)
             raise ExprError(f"unknown unit '{token['unit']}'; known: {legal}", token.start("unit"))
-        return float(token["number"]) * UNITS[token["unit"]]
+        return scaled(token["number"], token["unit"])
 
     def _quantity(self) -> Node:
         at, name = self.here(), self.word()
         if name not in self.known:
             raise ExprError(f"unknown quantity '{name}'; {nearest(name, self.known)}", at)
         self.index += 1
+        takes = self.known[name]
         args: list[str | float] = []
         if self.take("("):
             while not self.take(")"):
                 if args:
                     self.expect(",")
-                args.append(self._argument())
-        fewest, most = self.known[name]
-        if not fewest <= len(args) <= most:
-            takes = f"{fewest}" if fewest == most else f"{fewest} or {most}"
-            raise ExprError(f"'{name}' takes {takes} arguments, not {len(args)}", at)
+                args.append(self._argument(takes[len(args) : len(args) + 1]))
+        fewest = sum(not kind.endswith("?") for kind in takes)
+        if not fewest <= len(args) <= len(takes):
+            number = f"{fewest}" if fewest == len(takes) else f"{fewest} or {len(takes)}"
+            word = "argument" if number == "1" else "arguments"
+            raise ExprError(f"'{name}' takes {number} {word}, not {len(args)}", at)
         return Node("quantity", name=name, args=tuple(args))
 
-    def _argument(self) -> str | float:
-        if self.index == len(self.tokens):
-            raise ExprError("expected ')'", self.here())
+    def _argument(self, kind: Takes) -> str | float:
+        """One argument; `kind` is empty where none is expected."""
+        at, word = self.here(), self.word()
+        if not word or self.tokens[self.index]["op"]:
+            raise ExprError("expected a name or a number" if word else "expected ')'", at)
         token = self.tokens[self.index]
-        if token["op"]:
-            raise ExprError("expected a name or a number", self.here())
         self.index += 1
-        return self._number(token) if token["number"] else token["name"]
+        if kind == ("block",):
+            if token["number"]:
+                raise ExprError(f"expected the name of a block, not {word}", at)
+            self.blocks.append((word, at))
+        elif kind:
+            length = self._number(token) if token["number"] else 0
+            if not isinstance(length, int) or not 1 <= length <= MOST_CONTEXT:
+                raise ExprError(f"expected a length in tokens, such as 4096, not {word}", at)
+            return length
+        return word
 
     def _check(self, node: Node, truth: bool, at: int) -> Node:
         if node.truth != truth:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 NORMS = ("rms", "layer")
+MOST_REPEATS = 64
+"""Most repeats of a stage or a slot in a space file."""
+MOST_GENES = 1024
+"""Most branches of a genome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,8 @@ class Genome:
     are equal genomes, whatever they were written as.
 
     Raises:
-        SpaceError: if nothing is left, or genes that share weights differ.
+        SpaceError: if nothing is left or too much, genes that share weights differ, or there is no
+            such width or norm.
     """
 
     d_model: int
@@ -79,6 +84,12 @@ class Genome:
             genes.pop()
         if not genes:
             raise SpaceError("a genome needs at least one block that is not 'none'")
+        if len(genes) > MOST_GENES:
+            raise SpaceError(f"a genome of {len(genes)} blocks; at most {MOST_GENES}")
+        if type(self.d_model) is not int or self.d_model < 1:
+            raise SpaceError(f"d_model cannot be {word(self.d_model)}; it is a whole number from 1")
+        if self.norm not in NORMS:
+            raise SpaceError(f"unknown norm '{self.norm}'; legal: {', '.join(NORMS)}")
         uses: dict[str, list[Gene]] = {}
         for gene in genes:
             if gene.share is not None:
@@ -134,7 +145,7 @@ class Genome:
             g.share: {"shared": True, g.block: _spelled(g.params)} for g in self.genes if g.share
         }
         stack = []
-        for count, motif in runs(self.genes):
+        for count, motif in runs(self.genes, MOST_REPEATS):
             pattern = [
                 {
                     block_info(g.block).kind: {"use": g.share}
@@ -171,24 +182,37 @@ class Genome:
         return " ".join(motifs)
 
 
-def runs(genes: Sequence[Gene]) -> list[tuple[int, tuple[Gene, ...]]]:
-    """The genes as (count, motif) pairs, the longest repetition first at every place."""
+def runs(genes: Sequence[Gene], most: int = MOST_GENES) -> list[tuple[int, tuple[Gene, ...]]]:
+    """The genes as (count, motif) pairs, the longest repetition first at every place.
+
+    A count is at most `most`.
+    """
     found: list[tuple[int, tuple[Gene, ...]]] = []
+    kinds: dict[Gene, int] = {}
+    numbers = [kinds.setdefault(gene, len(kinds)) for gene in genes]
     at = 0
     while at < len(genes):
-        best = (1, tuple(genes[at : at + 1]))
-        for length in range(1, (len(genes) - at) // 2 + 1):
-            motif, count = tuple(genes[at : at + length]), 1
-            while tuple(genes[at + count * length : at + (count + 1) * length]) == motif:
-                count += 1
-            if count > 1 and count * length > best[0] * len(best[1]):
-                best = (count, motif)
-        if best[0] == 1 and found and found[-1][0] == 1:
-            best = (1, found.pop()[1] + best[1])
-            at -= len(best[1]) - 1
-        found.append(best)
-        at += best[0] * len(best[1])
+        count, length = _longest(numbers[at:], most)
+        motif = tuple(genes[at : at + length])
+        if count == 1 and found and found[-1][0] == 1:
+            motif = found.pop()[1] + motif
+        found.append((count, motif))
+        at += count * length
     return found
+
+
+def _longest(numbers: list[int], most: int) -> tuple[int, int]:
+    """Count and length of the longest repetition at the start; the shortest motif among equals."""
+    best = (1, 1)
+    for length in range(1, len(numbers) // 2 + 1):
+        if numbers[0] != numbers[length]:
+            continue
+        motif, count = numbers[:length], 1
+        while count < most and numbers[count * length : (count + 1) * length] == motif:
+            count += 1
+        if count > 1 and count * length > best[0] * best[1]:
+            best = (count, length)
+    return best
 
 
 def _gene_text(gene: Gene, varying: Collection[tuple[str, str]] | None) -> str:

@@ -43,12 +43,13 @@ def read_space(source: str) -> tuple[str, str]:
         SpaceError: if there is no such file or shipped space, or it is no text.
     """
     path = Path(source)
-    if source in shipped() and not path.is_file():
-        return shipped()[source].read_text(), f"{source}.yaml"
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise SpaceError(f"{source} {what} and is no shipped space; {nearest(source, shipped())}")
     try:
+        if source in shipped() and not path.is_file():
+            return shipped()[source].read_text(encoding="utf-8"), f"{source}.yaml"
+        if not path.is_file():
+            what = "is a directory" if path.is_dir() else "does not exist"
+            hint = nearest(source, shipped())
+            raise SpaceError(f"{source} {what} and is no shipped space; {hint}")
         if path.stat().st_size > MOST_BYTES:
             raise SpaceError(f"{source} is larger than {MOST_BYTES} bytes; is it a space file?")
         return path.read_text(encoding="utf-8"), source

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from archsearch.cost import Cost
@@ -14,7 +15,7 @@ from archsearch.model import cost
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from archsearch.expr import Expr
     from archsearch.genome import Genome
@@ -27,11 +28,16 @@ MOST_LISTED = 4096
 
 
 class Infeasible(SpaceError):
-    """A member of the space that may not be trained; `rule` is what it broke."""
+    """A member of the space that may not be trained.
 
-    def __init__(self, rule: str, why: str) -> None:
+    Attributes:
+        rule: What it broke.
+        reach: Smallest and largest size that its widths allow, where `match` is what it broke.
+    """
+
+    def __init__(self, rule: str, why: str, reach: tuple[float, ...] = ()) -> None:
         super().__init__(why)
-        self.rule = rule
+        self.rule, self.reach = rule, reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +48,21 @@ class Candidate:
     genome: Genome
 
 
-cached_cost = cache(cost)
+cached_cost = lru_cache(maxsize=2**14)(cost)
 
 
-def measure(expr: Expr, genome: Genome, context: int) -> float:
-    """The value of an expression for a genome; costs at `context` tokens unless one is named."""
+def measure(
+    expr: Expr, genome: Genome, context: int, trained: Mapping[str, float] = MappingProxyType({})
+) -> float:
+    """The value of an expression for a genome.
+
+    Costs are given at `context` tokens unless the expression names another number; `trained` are
+    the quantities that only training tells.
+    """
 
     def quantity(name: str, args: tuple[str | float, ...]) -> float:
+        if name in trained:
+            return trained[name]
         if name == "d_model":
             return genome.d_model
         if name == "layers":
@@ -92,40 +106,48 @@ def settle(space: SearchSpace, genome: Genome, context: int) -> Genome:
 
 
 def _solve(space: SearchSpace, genome: Genome, context: int) -> Genome:
-    """The width whose size is nearest to the target, found by bisection over legal widths."""
-    match = space.match
+    """The legal width whose size is nearest to the target; size grows with the width."""
+    match, widths = space.match, space.widths
     assert match is not None
-    widths = [int(str(w)) for w in space.d_model.values or ()]
-    usable = [w for w in widths if _buildable(dataclasses.replace(genome, d_model=w), context)]
-    if not usable:
+
+    def size(index: int) -> float:
+        """Size at one of the widths; nan where a block refuses it."""
+        try:
+            at_width = dataclasses.replace(genome, d_model=widths[index])
+            return measure(match.quantity, at_width, context)
+        except BlockError:
+            return math.nan
+
+    def fits(index: int) -> bool:
+        return not math.isnan(size(index))
+
+    smallest = next(filter(fits, range(len(widths))), None)
+    largest = next(filter(fits, reversed(range(len(widths)))), None)
+    if smallest is None or largest is None:
         raise Infeasible("match", f"no legal width fits the blocks of {genome.text()}")
-
-    def size(width: int) -> float:
-        return measure(match.quantity, dataclasses.replace(genome, d_model=width), context)
-
-    low, high = 0, len(usable) - 1
+    below, above = smallest, largest
+    low, high = smallest, largest + 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if size(usable[middle]) <= match.target else (low, middle)
-    best = min(usable[low], usable[high], key=lambda w: abs(size(w) - match.target))
+        probe = next(filter(fits, range(middle, high)), None)
+        if probe is None:
+            high = middle
+        elif size(probe) <= match.target:
+            low = below = probe
+        else:
+            high, above = middle, probe
+    best = min(below, above, key=lambda index: abs(size(index) - match.target))
     error = abs(size(best) / match.target - 1)
     if error > match.tolerance:
-        text = match.quantity.text
+        text, reach = match.quantity.text, (size(smallest), size(largest))
         raise Infeasible(
             f"match {text}",
-            f"{genome.text()} reaches {text} {size(usable[0]):.4g} to {size(usable[-1]):.4g}; the "
-            f"nearest to {match.target:.4g} is {size(best):.4g}, off by {error:.1%} "
+            f"{genome.text()} reaches {text} {reach[0]:.4g} to {reach[1]:.4g}; the nearest to "
+            f"{match.target:.4g} is {size(best):.4g}, off by {error:.1%} "
             f"(tolerance {match.tolerance:.1%})",
+            reach,
         )
-    return dataclasses.replace(genome, d_model=best)
-
-
-def _buildable(genome: Genome, context: int) -> bool:
-    try:
-        cached_cost(genome, context)
-    except BlockError:
-        return False
-    return True
+    return dataclasses.replace(genome, d_model=widths[best])
 
 
 def members(space: SearchSpace, context: int) -> list[Candidate] | None:
@@ -153,9 +175,11 @@ def draw(
     """A random member that may be trained and is `wanted`.
 
     Raises:
-        SpaceError: if none is found in 2,000 draws, with the rules that rejected them.
+        SpaceError: if none is found in 2,000 draws, with the rules that rejected them and the
+            sizes that were within reach.
     """
     rejected: dict[str, tuple[int, str]] = {}
+    reach: list[float] = []
     for _ in range(TRIES):
         decisions = space.sample(rng)
         try:
@@ -163,6 +187,7 @@ def draw(
         except SpaceError as error:
             rule = error.rule if isinstance(error, Infeasible) else "every slot is none"
             rejected[rule] = (rejected.get(rule, (0, ""))[0] + 1, str(error))
+            reach += error.reach if isinstance(error, Infeasible) else ()
             continue
         if wanted(genome):
             return Candidate(tuple(decisions.items()), genome)
@@ -172,6 +197,9 @@ def draw(
         f"  {count / TRIES:6.1%}  {rule}" + (f"\n          e.g. {why}" if why else "")
         for rule, (count, why) in shares
     ]
+    if reach and space.match:
+        what = f"{space.match.quantity.text} {min(reach):.4g} to {max(reach):.4g}"
+        lines.append(f"  within reach: {what}; match wants {space.match.target:.4g}")
     raise SpaceError(
         f"{space.name}: no new member that may be trained in {TRIES} draws; rejected by\n"
         + "\n".join(lines)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from archsearch.catalogue import block_info, block_names, found
-from archsearch.choices import choices_schema
-from archsearch.sections import REPEAT, SpaceFile
+from archsearch.choices import UNIT_SCHEMA, choices_schema
+from archsearch.sections import NAME, REPEAT, MatchSection, SpaceFile
 
 
 def json_schema() -> dict[str, Any]:
@@ -19,12 +20,25 @@ def json_schema() -> dict[str, Any]:
     shapes["options"] = {
         "anyOf": [
             {"$ref": "#/$defs/block"},
-            {"type": "array", "items": {"$ref": "#/$defs/block"}, "minItems": 1},
+            {
+                "type": "array",
+                "items": {"$ref": "#/$defs/block"},
+                "minItems": 1,
+                "uniqueItems": True,
+            },
         ]
     }
     shapes["slot"] = _slot()
     shapes["StageSection"]["properties"]["pattern"]["items"] = {"$ref": "#/$defs/slot"}
-    schema["properties"]["define"]["additionalProperties"] = _definition()
+    schema["properties"]["define"] |= {
+        "additionalProperties": _definition(),
+        "propertyNames": {"pattern": f"^{NAME}$"},
+    }
+    for name, keys in (
+        ("MatchSection", MatchSection.TARGETS),
+        ("Objective", ("maximize", "minimize")),
+    ):
+        shapes[name]["oneOf"] = [{"required": [key]} for key in keys]
     shapes["TasksSection"]["properties"]["use"]["items"] = _task()
     return schema
 
@@ -62,29 +76,35 @@ def _single(key: str, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _slot() -> dict[str, Any]:
+    weight = {"type": "number", "exclusiveMinimum": 0}
     common = {
         "repeat": choices_schema(REPEAT),
-        "prior": {"type": "object", "additionalProperties": {"type": "number"}},
+        "prior": {"type": ["object", "null"], "additionalProperties": weight},
     }
     options = {"$ref": "#/$defs/options"}
-    long = {"slot": {"type": "string"}, "one_of": options} | common
-    return {
-        "anyOf": [
-            {
-                "type": "object",
-                "properties": long,
-                "required": ["one_of"],
-                "additionalProperties": False,
-            },
-            {
-                "type": "object",
-                "properties": common,
-                "additionalProperties": options,
-                "minProperties": 1,
-                "not": {"anyOf": [{"required": ["slot"]}, {"required": ["one_of"]}]},
-            },
-        ]
+    name = {"type": "string", "pattern": f"^{NAME}$"}
+    long = {
+        "type": "object",
+        "properties": {"slot": name, "one_of": options} | common,
+        "required": ["one_of"],
+        "additionalProperties": False,
     }
+    short = {
+        "type": "object",
+        "properties": common,
+        "propertyNames": name,
+        "additionalProperties": options,
+        "not": {"anyOf": [{"required": ["slot"]}, {"required": ["one_of"]}]},
+        "oneOf": [_besides(keys, common) for keys in ([], ["repeat"], ["prior"], list(common))],
+    }
+    return {"anyOf": [long, short]}
+
+
+def _besides(keys: list[str], among: dict[str, Any]) -> dict[str, Any]:
+    """An object with these keys, none of the other `among`, and one key more."""
+    others = [{"required": [key]} for key in among if key not in keys]
+    size = {"required": keys, "minProperties": len(keys) + 1, "maxProperties": len(keys) + 1}
+    return size | ({"not": {"anyOf": others}} if others else {})
 
 
 def _definition() -> dict[str, Any]:
@@ -99,6 +119,7 @@ def _definition() -> dict[str, Any]:
         "type": "object",
         "properties": shared | {"one_of": {"$ref": "#/$defs/options"}} | blocks,
         "additionalProperties": False,
+        "oneOf": [_besides([], shared), _besides(["shared"], shared)],
     }
     return {"anyOf": [{"$ref": "#/$defs/options"}, own]}
 
@@ -106,7 +127,7 @@ def _definition() -> dict[str, Any]:
 def _task() -> dict[str, Any]:
     names = sorted(found("tasks"))
     families = sorted({name.split("/")[0] + "/*" for name in names if "/" in name})
-    params = {name: {"type": ["object", "null"]} for name in names}
+    params = {name: _task_params(found("tasks")[name].load()) for name in names}
     return {
         "anyOf": [
             {"enum": [*names, *families]},
@@ -114,9 +135,26 @@ def _task() -> dict[str, Any]:
             {
                 "type": "object",
                 "properties": params,
+                "patternProperties": {r"[*?\[]": {"type": ["object", "null"]}},
                 "minProperties": 1,
                 "maxProperties": 1,
                 "additionalProperties": False,
             },
         ]
+    }
+
+
+def _task_params(kind: Any) -> dict[str, Any]:
+    """The fields of a task, typed by their defaults."""
+    shapes: dict[type, dict[str, Any]] = {
+        int: {"anyOf": [{"type": "integer"}, UNIT_SCHEMA]},
+        float: {"anyOf": [{"type": "number"}, UNIT_SCHEMA]},
+        bool: {"type": "boolean"},
+        str: {"type": "string"},
+    }
+    fields = [field for field in dataclasses.fields(kind) if field.init]
+    return {
+        "type": ["object", "null"],
+        "properties": {field.name: shapes.get(type(field.default), {}) for field in fields},
+        "additionalProperties": False,
     }

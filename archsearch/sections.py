@@ -6,17 +6,22 @@ What stands in `define` and in a `pattern` names blocks, which come from the reg
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from archsearch.choices import choices, number, seconds
+from archsearch.choices import choices, given, number, seconds
 from archsearch.dims import Dim
-from archsearch.genome import NORMS
+from archsearch.errors import nearest
+from archsearch.genome import MOST_REPEATS, NORMS
 
 INF = float("inf")
+NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
+"""What a stage, a slot and a definition may be called."""
 WIDTH = Dim(low=8, high=65_536, step=1, default=64)
-REPEAT = Dim(low=0, high=64, step=1, default=1)
+REPEAT = Dim(low=0, high=MOST_REPEATS, step=1, default=1)
 
 
 def one(value: Any) -> Dim:
@@ -36,7 +41,7 @@ class Section(BaseModel):
 class StageSection(Section):
     """One stage of the stack."""
 
-    stage: str = ""
+    stage: str | None = Field(default=None, json_schema_extra={"pattern": f"^{NAME}$"})
     """Name, used in reports and in `--set`."""
     repeat: Annotated[Dim, choices(REPEAT)] = one(1)
     """How often the pattern repeats."""
@@ -62,6 +67,9 @@ class ModelSection(Section):
 class MatchSection(Section):
     """Solve the width so that every candidate has the same size."""
 
+    TARGETS: ClassVar = ("params", "active_params", "flops", "state_bytes")
+    """What may be matched; one of them."""
+
     params: Annotated[float | None, number(1, INF, whole=True)] = None
     """Parameters, embeddings left out."""
     active_params: Annotated[float | None, number(1, INF, whole=True)] = None
@@ -78,14 +86,14 @@ class MatchSection(Section):
     @model_validator(mode="after")
     def _one_target(self) -> MatchSection:
         if len(self.targets) != 1:
-            raise ValueError("match needs one of: params, active_params, flops, state_bytes")
+            raise ValueError(f"match needs one of: {', '.join(self.TARGETS)}")
         return self
 
     @property
     def targets(self) -> dict[str, float]:
         """What was given: the quantity and its value."""
-        named = ("params", "active_params", "flops", "state_bytes")
-        return {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        named = {name: getattr(self, name) for name in self.TARGETS}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 class WhenThen(Section):
@@ -98,12 +106,12 @@ class WhenThen(Section):
 class Objective(Section):
     """One goal: a quantity to make large or small."""
 
-    maximize: str | None = None
-    minimize: str | None = None
+    maximize: str = ""
+    minimize: str = ""
 
     @model_validator(mode="after")
     def _one_direction(self) -> Objective:
-        if (self.maximize is None) == (self.minimize is None):
+        if len(self.model_fields_set) != 1:
             raise ValueError("an objective is either {maximize: ...} or {minimize: ...}")
         return self
 
@@ -126,7 +134,10 @@ class Recipe(Section):
     """Peak learning rate of AdamW."""
     weight_decay: Annotated[float, number(0.0, 10.0)] = 0.0
     """Decay of matrices; vectors and embeddings are never decayed."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Annotated[float, number(0.0, 0.99999)], Annotated[float, number(0.0, 0.99999)]] = (
+        0.9,
+        0.98,
+    )
     """AdamW's averages of gradient and squared gradient."""
     warmup: Annotated[float, number(0.0, 1.0)] = 0.1
     """Share of the steps over which the learning rate rises."""
@@ -147,7 +158,7 @@ class Recipe(Section):
 class SearchSection(Section):
     """How the space is searched."""
 
-    strategy: Literal["auto", "random", "tpe", "nsga2"] = "auto"
+    strategy: Literal["auto", "random", "tpe"] = "auto"
     """auto: every member in random order if the budget allows, otherwise tpe."""
     trials: Annotated[int, number(1, 10**7, whole=True)] = 50
     """Trials in all, finished ones included: the same command continues a run."""
@@ -181,3 +192,51 @@ class SpaceFile(Section):
     tasks: TasksSection | None = None
     recipe: Recipe = Field(default_factory=Recipe)
     search: SearchSection = Field(default_factory=SearchSection)
+
+
+_KINDS = {
+    "model_type": "a mapping", "dict_type": "a mapping", "list_type": "a list",
+    "tuple_type": "a list", "string_type": "a text",
+}  # fmt: skip
+
+
+def explain(error: Any) -> tuple[str, str, bool]:
+    """One of pydantic's errors in our words: message, hint and whether a key is meant."""
+    kind, loc = error["type"], error["loc"]
+    if kind == "extra_forbidden":
+        return f"unknown key '{loc[-1]}'", nearest(str(loc[-1]), _legal_keys(loc[:-1])), True
+    if kind == "missing":
+        return f"'{loc[-1]}' is missing here", "", False
+    if kind == "literal_error":
+        legal = re.findall(r"[^', ]+", error["ctx"]["expected"].replace("' or '", "', '"))
+        what = given(error["input"])
+        return f"unknown {loc[-1]} '{what}'", nearest(what, legal), False
+    if kind in _KINDS:
+        hint = "quote it" if kind == "string_type" else ""
+        return f"expected {_KINDS[kind]}, not {given(error['input'])}", hint, False
+    if kind == "too_short":
+        return f"too few: {len(error['input'])}, at least {error['ctx']['min_length']}", "", False
+    if kind == "too_long":
+        return f"too many: {len(error['input'])}, at most {error['ctx']['max_length']}", "", False
+    if kind == "string_pattern_mismatch":
+        hint = "letters, digits, '.', '_' and '-', a letter or digit first, at most 64"
+        return f"'{given(error['input'])}' is no name", hint, False
+    return error["msg"].removeprefix("Value error, "), "", False
+
+
+def _legal_keys(loc: tuple[Any, ...]) -> list[str]:
+    """The keys of the section that `loc` leads to."""
+    section: type[BaseModel] = SpaceFile
+    for part in loc:
+        if part in section.model_fields:
+            section = _section(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, or a list of which it holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (list, Union, UnionType):
+        return next(filter(None, map(_section, get_args(annotation))), None)
+    return None

@@ -7,12 +7,13 @@ at random, asking Optuna and replaying stored answers differ only in who answers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
-from archsearch.catalogue import block_info
 from archsearch.dims import Dim, Value
 from archsearch.genome import Gene, Genome
 
@@ -39,6 +40,16 @@ class Option:
     params: tuple[tuple[str, Dim], ...] = ()
     share: str | None = None
     """The shared definition that it comes from; its parameters are then chosen once."""
+
+    @property
+    def kind(self) -> str:
+        """The label without the number that tells equal ones apart."""
+        return self.label.partition("#")[0]
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """All but the label."""
+        return self.block, frozenset(self.params), self.share
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,11 @@ class SearchSpace:
     match: Match | None = None
     require: tuple[Expr, ...] = ()
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Every legal `d_model`, from small to large."""
+        return _widths(self.d_model)
+
     def resolve(self, choose: Choose) -> Genome:
         """Walk the tree, asking `choose` at every choice that has more than one answer.
 
@@ -101,11 +117,9 @@ class SearchSpace:
 
     def _walk(self, choose: Choose) -> tuple[int, tuple[Gene, ...], str, bool]:
         def pick(path: str, dim: Dim) -> Value:
-            values = dim.values
-            return values[0] if values is not None and len(values) == 1 else choose(path, dim)
+            return dim.first if dim.count == 1 else choose(path, dim)
 
-        smallest = Dim(options=(self.d_model.values or (self.d_model.low,))[:1])
-        d_model = pick("d_model", smallest if self.match else self.d_model)
+        d_model = self.widths[0] if self.match else pick("d_model", self.d_model)
         norm, tie = pick("norm", self.norm), pick("tie_embeddings", self.tie_embeddings)
         shared: dict[str, Gene] = {}
         genes: list[Gene] = []
@@ -159,7 +173,7 @@ class SearchSpace:
             def answer(path: str, dim: Dim) -> Value:
                 if path not in given and not asked:  # noqa: B023
                     asked.append((path, dim))  # noqa: B023
-                return given.get(path, (dim.values or (dim.low,))[0])  # noqa: B023
+                return given.get(path, dim.first)  # noqa: B023
 
             self._walk(answer)
             if not asked:
@@ -173,14 +187,14 @@ class SearchSpace:
     @property
     def size(self) -> float:
         """Number of ways to answer every question; infinite if one is continuous."""
-        ways: Count = {frozenset(): 1}
+        ways: Count = {frozenset(): 1.0}
         for stage in self.stages:
             one = _times(*(_slot_ways(slot) for slot in stage.pattern))
             total: dict[frozenset[str], float] = {}
             for repeat in stage.repeat.values or ():
                 times = _whole(repeat)
                 part = _times(*[one] * times) if stage.choose == "per_repeat" else one
-                for used, number in ({frozenset[str](): 1} if times == 0 else part).items():
+                for used, number in ({frozenset[str](): 1.0} if times == 0 else part).items():
                     total[used] = total.get(used, 0) + number
             ways = _times(ways, total)
         shared = {
@@ -191,10 +205,8 @@ class SearchSpace:
             if option.share
         }
         outer = [self.norm, self.tie_embeddings, *([] if self.match else [self.d_model])]
-        result = float(sum(
-            number * _product(shared[name] for name in used) for used, number in ways.items()
-        ))  # fmt: skip
-        return result * _product(_width(dim) for dim in outer)
+        members = sum(n * math.prod(shared[name] for name in used) for used, n in ways.items())
+        return members * math.prod(dim.count for dim in outer)
 
     @property
     def varying(self) -> frozenset[tuple[str, str]]:
@@ -204,7 +216,7 @@ class SearchSpace:
             for slot in stage.pattern:
                 for option in slot.options:
                     for name, dim in option.params:
-                        known = dim.values or (dim.low, dim.high)
+                        known = dim.options or (dim.low, dim.high)
                         seen.setdefault((option.block or "", name), set()).update(known)
         return frozenset(pair for pair, values in seen.items() if len(values) > 1)
 
@@ -213,21 +225,14 @@ class SearchSpace:
 
         Whatever `match` and `require` say is not looked at here.
         """
-        answers: Decisions = {}
-        for path, dim, value in (
-            ("norm", self.norm, genome.norm),
-            ("tie_embeddings", self.tie_embeddings, genome.tie_embeddings),
-            *([] if self.match else [("d_model", self.d_model, genome.d_model)]),
-        ):
-            if value not in dim:
-                return None
-            if dim.values is None or len(dim.values) > 1:
-                answers[path] = value
-        for found in _match_stages(self.stages, genome.genes, answers):
-            same = Genome(genome.d_model, self.replay(found).genes, genome.norm)
-            if same.genes == genome.genes:
-                return found
-        return None
+        from archsearch.locate import locate
+
+        return locate(self, genome)
+
+
+@cache
+def _widths(dim: Dim) -> tuple[int, ...]:
+    return tuple(sorted(_whole(width) for width in dim.values or ()))
 
 
 def _pattern(stage: Stage, path: str, pick: Choose, shared: dict[str, Gene]) -> list[Gene]:
@@ -259,118 +264,29 @@ def option_path(option: Option, slot_path: str) -> str:
     return f"define.{option.share}" if option.share else f"{slot_path}.{option.label}"
 
 
-def _match_stages(
-    stages: tuple[Stage, ...], genes: tuple[Gene, ...], answers: Decisions
-) -> Iterator[Decisions]:
-    """Every way to answer so that `stages` spell `genes`."""
-    if not stages:
-        if not genes:
-            yield answers
-        return
-    stage = stages[0]
-    for repeats in stage.repeat.values or ():
-        given = _extend(answers, f"{stage.name}.repeat", stage.repeat, repeats)
-        for left, found in _match_repeats(stage, 0, _whole(repeats), genes, given or {}):
-            yield from _match_stages(stages[1:], left, found)
-
-
-def _match_repeats(
-    stage: Stage, index: int, repeats: int, genes: tuple[Gene, ...], answers: Decisions
-) -> Iterator[tuple[tuple[Gene, ...], Decisions]]:
-    if index == repeats:
-        yield genes, answers
-        return
-    path = stage.name if stage.choose == "once" else f"{stage.name}[{index}]"
-    for left, found in _match_slots(stage.pattern, path, genes, answers):
-        yield from _match_repeats(stage, index + 1, repeats, left, found)
-
-
-def _match_slots(
-    slots: tuple[Slot, ...], path: str, genes: tuple[Gene, ...], answers: Decisions
-) -> Iterator[tuple[tuple[Gene, ...], Decisions]]:
-    if not slots:
-        yield genes, answers
-        return
-    slot, here = slots[0], f"{path}.{slots[0].name}"
-    for option, repeats in product(slot.options, slot.repeat.values or ()):
-        given = _extend(answers, here, slot.dim, option.label)
-        given = _extend(given, f"{here}.repeat", slot.repeat, repeats)
-        for left, found in _match_option(option, here, _whole(repeats), genes, given):
-            yield from _match_slots(slots[1:], path, left, found)
-
-
-def _match_option(
-    option: Option, path: str, repeats: int, genes: tuple[Gene, ...], answers: Decisions | None
-) -> Iterator[tuple[tuple[Gene, ...], Decisions]]:
-    if answers is None:
-        return
-    if option.block is None or not repeats:
-        yield genes, answers
-        return
-    unread = not genes and block_info(option.block).joins == "next"
-    if not unread and (len(genes) < repeats or len(set(genes[:repeats])) > 1):
-        return
-    target = dict(genes[0].params) if genes and genes[0].block == option.block else {}
-    if not target and not unread:
-        return
-    given: Decisions | None = answers
-    for name, dim in option.params:
-        where = f"{option_path(option, path)}.{name}"
-        value = target.get(name, None) if target else answers.get(where)
-        if value not in dim or (value is None and None not in dim):
-            value = answers.get(where, (dim.values or (dim.low,))[0])
-        given = _extend(given, where, dim, value)
-    if given is None:
-        return
-    chosen = {n: given.get(f"{option_path(option, path)}.{n}", (d.values or (d.low,))[0])
-              for n, d in option.params}  # fmt: skip
-    if unread or Gene.of(option.block, **chosen).params == genes[0].params:
-        yield genes[repeats:], given
-
-
-def _extend(answers: Decisions | None, path: str, dim: Dim, value: Value) -> Decisions | None:
-    """`answers` and one more; None if it contradicts them."""
-    if answers is None or (path in answers and answers[path] != value):
-        return None
-    if dim.values is not None and len(dim.values) == 1:
-        return answers if value in dim else None
-    return {**answers, path: value}
-
-
 def _slot_ways(slot: Slot) -> Count:
     ways: dict[frozenset[str], float] = {}
     for option in slot.options:
         for repeat in slot.repeat.values or ():
             chosen = option.block is not None and _whole(repeat) > 0
             used = frozenset({option.share} if option.share and chosen else ())
-            own = 1 if option.share or not chosen else _params_ways(option)
+            own = 1.0 if option.share or not chosen else _params_ways(option)
             ways[used] = ways.get(used, 0) + own
     return ways
 
 
 def _params_ways(option: Option) -> float:
-    return _product(_width(dim) for _, dim in option.params)
-
-
-def _width(dim: Dim) -> float:
-    return float("inf") if dim.values is None else len(dim.values)
+    return float(math.prod(dim.count for _, dim in option.params))
 
 
 def _times(*factors: Count) -> dict[frozenset[str], float]:
-    total: dict[frozenset[str], float] = {frozenset(): 1}
+    total: dict[frozenset[str], float] = {frozenset(): 1.0}
     for factor in factors:
         step: dict[frozenset[str], float] = {}
         for (left, m), (right, n) in product(total.items(), factor.items()):
             step[left | right] = step.get(left | right, 0) + m * n
         total = step
     return total
-
-
-def _product(numbers: Iterable[float]) -> float:
-    result = 1.0
-    for number in numbers:
-        result *= number
-    return result
 
 
 def _whole(value: Value) -> int:

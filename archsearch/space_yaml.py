@@ -6,8 +6,8 @@ the nearest name.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,13 @@ import yaml
 from pydantic import ValidationError
 
 from archsearch.catalogue import block_names, found
+from archsearch.choices import given, quantity
 from archsearch.dims import Dim
 from archsearch.errors import SpaceError, nearest
-from archsearch.expr import QUANTITIES, SCORES, Expr, ExprError
+from archsearch.expr import QUANTITIES, SCORES, Expr, ExprError, Takes
 from archsearch.genome import Genome
 from archsearch.library import read_space
-from archsearch.sections import WIDTH, Objective, Recipe, SearchSection, SpaceFile
+from archsearch.sections import WIDTH, Objective, Recipe, SearchSection, SpaceFile, explain
 from archsearch.space import Match, SearchSpace
 from archsearch.stack_yaml import StackReader
 from archsearch.yaml_source import Document, Path, read
@@ -82,7 +83,8 @@ def parse(text: str, name: str = "space.yaml", overrides: tuple[str, ...] = ()) 
         SpaceError: with every problem of the text.
     """
     document = read(text, name, overrides)
-    return _Reader(document).experiment(text, overrides)
+    reader = _Reader(document)
+    return reader.experiment(text, overrides, reader.seeds())
 
 
 def dump(genome: Genome) -> str:
@@ -97,36 +99,52 @@ class _Reader:
         self.document = document
         self.stack = StackReader(document)
 
-    def experiment(self, text: str, overrides: tuple[str, ...]) -> Experiment:
+    def experiment(
+        self, text: str, overrides: tuple[str, ...], seeds: tuple[Genome, ...] = ()
+    ) -> Experiment:
         document, file = self.document, self._sections()
         stages = self.stack.stages()
-        for name in self.stack.define:
-            self.stack.definition(name)
         data = document.data if isinstance(document.data, dict) else {}
         rules = self._rules(data.get("require"))
         goals = self._goals(data.get("objectives"))
         tasks = self._tasks(data.get("tasks"))
-        seeds = self._seeds(data.get("search"))
         document.stop_if_wrong()
         assert file is not None  # a document without problems is a valid file
-        unused = sorted(set(self.stack.define) - self.stack.used)
-        warnings = [*self.stack.warnings, *(f"definition '{u}' is never used" for u in unused)]
-        match, model = file.match, file.model
-        target = next(iter(match.targets.items())) if match else ("", 0.0)
+        self.stack.warn_unused()
+        match, model = None, file.model
+        if file.match:
+            ((name, target),) = file.match.targets.items()
+            match = Match(Expr.parse(name, QUANTITIES), target, file.match.tolerance)
         space = SearchSpace(
             name=file.name,
             d_model=self._width(file),
             stages=tuple(stages),
             norm=model.norm,
             tie_embeddings=model.tie_embeddings,
-            match=match and Match(Expr.parse(target[0], QUANTITIES), target[1], match.tolerance),
+            match=match,
             require=tuple(rules),
         )
         return Experiment(
             space=space, goals=tuple(goals), tasks=tuple(tasks), recipe=file.recipe,
-            search=file.search, seeds=tuple(seeds), text=text, overrides=overrides,
-            notes=file.notes, warnings=tuple(warnings), identity=identity(document.data),
+            search=file.search, seeds=seeds, text=text, overrides=overrides, notes=file.notes,
+            warnings=tuple(self.stack.warnings), identity=identity(document.data),
         )  # fmt: skip
+
+    def seeds(self) -> tuple[Genome, ...]:
+        """The genomes of `search.start_from`."""
+        data = self.document.data
+        data = data.get("search") if isinstance(data, dict) else None
+        sources = data.get("start_from") if isinstance(data, dict) else None
+        seeds = []
+        for i, source in enumerate(sources if isinstance(sources, list) else []):
+            if isinstance(source, str):
+                try:
+                    seeds.append(load_genome(source))
+                except SpaceError as error:
+                    why, _, more = str(error).partition("\n")
+                    hint = "see `archsearch check` for that file" if more else ""
+                    self.document.problem(("search", "start_from", i), why, hint)
+        return tuple(seeds)
 
     def _sections(self) -> SpaceFile | None:
         document = self.document
@@ -134,30 +152,30 @@ class _Reader:
             return SpaceFile.model_validate(document.data)
         except ValidationError as errors:
             for error in errors.errors(include_url=False):
-                self._from_pydantic(error)
+                loc = error["loc"]
+                if loc[:1] == ("require",) and len(loc) > 1:
+                    continue  # `_rules` says it
+                if loc[:2] == ("tasks", "use") and len(loc) > 2:
+                    continue  # `_tasks` says it
+                path = self._place(loc)
+                if error["type"] == "misfit":
+                    document.misfit(path, error["ctx"]["parts"])
+                    continue
+                message, hint, key = explain(error)
+                document.problem(path, message, hint, key=key)
         return None
 
-    def _from_pydantic(self, error: Any) -> None:
-        """Say one of pydantic's errors in our words, at its place in the file."""
-        document, kind = self.document, error["type"]
-        path = tuple(part for part in error["loc"] if _leads(document, error["loc"], part))
-        if kind == "extra_forbidden":
-            name = str(error["loc"][-1])
-            known = _legal_keys(error["loc"][:-1])
-            document.problem(error["loc"], f"unknown key '{name}'", nearest(name, known), key=True)
-        elif kind == "missing":
-            document.problem(error["loc"][:-1], f"'{error['loc'][-1]}' is missing here")
-        elif kind == "misfit":
-            context = error["ctx"]
-            document.problem((*path, *context["at"]), context["text"])
-        elif kind == "literal_error":
-            message = f"unknown value '{error['input']}'"
-            document.problem(path, message, f"legal: {error['ctx']['expected']}")
-        else:
-            message = (
-                error["msg"].removeprefix("Value error, ").replace("Input should", "this should")
-            )
-            document.problem(path, message)
+    def _place(self, loc: tuple[str | int, ...]) -> Path:
+        """Where pydantic's location leads in the file; it also names the members of unions."""
+        data, path = self.document.data, []
+        for part in loc:
+            inside = part in data if isinstance(data, dict) else (
+                isinstance(data, list) and isinstance(part, int) and part < len(data)
+            )  # fmt: skip
+            if inside:
+                path.append(part)
+                data = data[part]
+        return tuple(path)
 
     def _width(self, file: SpaceFile) -> Dim:
         """`model.d_model`; where it is solved and not given, every multiple of 8 up to 8192."""
@@ -165,132 +183,157 @@ class _Reader:
             return WIDTH.narrow_range(8, 8192, 8, False)
         return file.model.d_model
 
-    def _expr(self, text: Any, path: Path, known: dict[str, tuple[int, int]]) -> Expr | None:
+    def _expr(self, text: Any, path: Path, known: dict[str, Takes], *, truth: bool) -> Expr | None:
+        """An expression that is a statement, or one that is a number; None if it is neither."""
+        if not isinstance(text, str):
+            example = "layers <= 24" if truth else "state_bytes(4096)"
+            what = "a rule" if truth else "a quantity"
+            self.document.problem(path, f"expected {what}, not {given(text)}", f"e.g. `{example}`")
+            return None
         try:
             expr = Expr.parse(text, known)
         except ExprError as error:
-            self.document.problem(path, str(error), shift=error.at)
+            self.document.problem(path, str(error), at=error.at)
             return None
-        for name in _block_arguments(expr.root):
-            if name.removeprefix("use:") not in (*block_names(), *self.stack.define):
+        for name, at in expr.blocks:
+            if name not in block_names():
                 hint = nearest(name, block_names())
-                self.document.problem(path, f"unknown block '{name}'", hint, shift=text.find(name))
-        return expr
+                self.document.problem(path, f"unknown block '{name}'", hint, at=at)
+        if expr.truth == truth:
+            return expr
+        if truth:
+            self.document.problem(path, "a rule is a comparison", "e.g. `layers <= 24`")
+        else:
+            self.document.problem(path, "an objective is a number, not a comparison")
+        return None
 
     def _rules(self, data: Any) -> list[Expr]:
         rules = []
         for i, item in enumerate(data if isinstance(data, list) else []):
             path: Path = ("require", i)
-            if (
-                isinstance(item, dict)
-                and isinstance(item.get("when"), str)
-                and isinstance(item.get("then"), str)
-            ):
-                when = self._expr(item["when"], (*path, "when"), QUANTITIES)
-                then = self._expr(item["then"], (*path, "then"), QUANTITIES)
-                if when and then:
-                    text = f"not ({when.text}) or ({then.text})"
-                    rule = self._expr(text, path, QUANTITIES)
-                else:
-                    continue
-            elif isinstance(item, str):
-                rule = self._expr(item, path, QUANTITIES)
+            if isinstance(item, dict):
+                rule = self._when_then(item, path)
             else:
-                continue
-            if rule and not rule.truth:
-                self.document.problem(path, "a rule is a comparison", "e.g. `layers <= 24`")
-            elif rule:
+                rule = self._expr(item, path, QUANTITIES, truth=True)
+            if rule:
                 rules.append(rule)
         return rules
+
+    def _when_then(self, item: dict[str, Any], path: Path) -> Expr | None:
+        document, keys = self.document, ("when", "then")
+        for key in item:
+            if key not in keys:
+                message = f"unknown key '{key}'"
+                document.problem((*path, key), message, nearest(key, keys), key=True)
+        parts = []
+        for key in keys:
+            if key in item:
+                parts.append(self._expr(item[key], (*path, key), QUANTITIES, truth=True))
+            else:
+                document.problem(path, f"'{key}' is missing here")
+        if len(parts) == 2 and parts[0] and parts[1]:
+            return Expr.implies(parts[0], parts[1])
+        return None
 
     def _goals(self, data: Any) -> list[Goal]:
         known = QUANTITIES | SCORES
         if not isinstance(data, list) or not data:
             data = [{"maximize": "score"}, {"minimize": "params"}]
-        goals = []
+        goals: list[Goal] = []
         for i, item in enumerate(data):
             try:
                 goal = Objective.model_validate(item)
             except ValidationError:
                 continue
-            direction = "maximize" if goal.maximize is not None else "minimize"
+            (direction,) = goal.model_fields_set
             path: Path = ("objectives", i, direction)
-            expr = self._expr(goal.maximize or goal.minimize or "", path, known)
-            if expr and expr.truth:
-                self.document.problem(path, "an objective is a number, not a comparison")
+            expr = self._expr(getattr(goal, direction), path, known, truth=False)
+            if expr and expr.root in [known_goal.expr.root for known_goal in goals]:
+                self.document.problem(path, f"'{expr.text}' stands twice in the objectives")
             elif expr:
-                goals.append(Goal(expr=expr, maximize=goal.maximize is not None))
+                goals.append(Goal(expr=expr, maximize=direction == "maximize"))
         return goals
 
     def _tasks(self, data: Any) -> list[Any]:
-        known, tasks = found("tasks"), []
+        known = found("tasks")
+        tasks: list[Any] = []
         use = data.get("use") if isinstance(data, dict) else None
         for i, item in enumerate(use if isinstance(use, list) else []):
             path: Path = ("tasks", "use", i)
             if isinstance(item, dict) and len(item) == 1:
                 name, params = next(iter(item.items()))
+                path = (*path, name)
             elif isinstance(item, str):
-                name, params = item, {}
+                name, params = item, None
             else:
-                self.document.problem(path, "expected a task name, or `name: {parameters}`")
+                hint = "a task name, or `name: {parameters}`"
+                self.document.problem(path, f"expected one task, not {given(item)}", hint)
                 continue
             matches = sorted(fnmatch.filter(known, name))
             if not matches:
-                key = isinstance(item, dict)
-                spot = (*path, name) if key else path
-                self.document.problem(spot, f"unknown task '{name}'", nearest(name, known), key=key)
-            tasks += [
-                task
-                for match in matches
-                if (task := self._task(match, params or {}, (*path, name)))
-            ]
+                hint, key = nearest(name, known), isinstance(item, dict)
+                self.document.problem(path, f"unknown task '{name}'", hint, key=key)
+            for match in matches:
+                task = self._task(match, {} if params is None else params, path)
+                if task is not None and task in tasks:
+                    self.document.problem(path, f"the task '{match}' stands twice")
+                elif task is not None:
+                    tasks.append(task)
         return tasks
 
     def _task(self, name: str, params: Any, path: Path) -> Any:
-        kind = found("tasks")[name].load()
-        legal = list(kind.__dataclass_fields__)
-        if not isinstance(params, Mapping):
-            self.document.problem(path, "the parameters of a task must be a mapping")
+        document, kind = self.document, found("tasks")[name].load()
+        fields = {field.name: field.default for field in dataclasses.fields(kind) if field.init}
+        if not isinstance(params, dict):
+            message = f"the parameters of a task are a mapping, not {given(params)}"
+            document.problem(path, message)
             return None
-        for key, value in params.items():
-            default = getattr(kind, "__dataclass_fields__")[key].default if key in legal else None  # noqa: B009
-            if key not in legal:
+        values: dict[str, Any] = {}
+        before = len(document.problems)
+        for key, data in params.items():
+            if key not in fields:
                 message = f"task '{name}' has no parameter '{key}'"
-                self.document.problem((*path, key), message, nearest(key, legal), key=True)
-            elif type(value) is not type(default) and not (
-                isinstance(default, float) and type(value) is int
-            ):
-                self.document.problem((*path, key), f"expected {_kind_word(default)}")
-        if any(key not in legal for key in params):
+                document.problem((*path, key), message, nearest(key, fields), key=True)
+                continue
+            expected = TASK_VALUES.get(type(fields[key]))
+            values[key] = _as(type(fields[key]), data) if expected else data
+            if expected and values[key] is None:
+                message = f"expected {expected}, not {given(data)}"
+                document.problem((*path, key), message)
+        if len(document.problems) > before:
             return None
         try:
-            return kind(**params)
+            return kind(**values)
         except (ValueError, TypeError) as error:
-            self.document.problem(path, str(error))
+            document.problem(path, str(error))
             return None
 
-    def _seeds(self, data: Any) -> list[Genome]:
-        sources = data.get("start_from") if isinstance(data, dict) else None
-        seeds = []
-        for i, source in enumerate(sources if isinstance(sources, list) else []):
-            path: Path = ("search", "start_from", i)
-            try:
-                seeds.append(load_genome(str(source)))
-            except (SpaceError, RecursionError) as error:
-                self.document.problem(path, str(error).splitlines()[0])
-        return seeds
+
+TASK_VALUES = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+"""What a parameter of a task takes, by the type of its default."""
+
+
+def _as(kind: type, data: Any) -> Any:
+    """What a space file says, as a value of this type; None if it is none."""
+    value = quantity(data) if kind in (int, float) else data
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)
+    return value if type(value) is kind else None
 
 
 def load_genome(source: str) -> Genome:
-    """Read a file that describes a single architecture.
+    """Read a file that describes a single architecture; its own `start_from` is not followed.
 
     Raises:
         SpaceError: if it is no space file or leaves a choice open.
     """
-    problem = load(source)
-    if problem.space.size != 1:
-        raise SpaceError(f"{source} holds {problem.space.size:g} architectures, not one")
-    return problem.space.replay({})
+    text, name = read_space(source)
+    space = _Reader(read(text, name)).experiment(text, ()).space
+    if space.size != 1:
+        raise SpaceError(f"{source} holds {space.size:g} architectures, not one")
+    return space.replay({})
 
 
 def identity(data: Any) -> str:
@@ -300,31 +343,3 @@ def identity(data: Any) -> str:
     search = kept.get("search") or {}
     kept["search"] = {key: value for key, value in search.items() if key == "seed"}
     return yaml.safe_dump(kept, sort_keys=True)
-
-
-def _block_arguments(node: Any) -> list[str]:
-    own = [a for a in node.args if isinstance(a, str)] if node.op == "quantity" else []
-    return own + [name for part in node.parts for name in _block_arguments(part)]
-
-
-def _leads(document: Document, loc: tuple[Any, ...], part: Any) -> bool:
-    """Whether a part of pydantic's location is one of the file, not the name of a union member."""
-    return isinstance(part, int) or any(part in path for path in document.values if path)
-
-
-def _legal_keys(loc: tuple[Any, ...]) -> list[str]:
-    """The keys of the section that `loc` leads to."""
-    model: Any = SpaceFile
-    for part in loc:
-        if isinstance(part, int) or not hasattr(model, "model_fields"):
-            continue
-        field = model.model_fields.get(part)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), model)
-    return list(model.model_fields)
-
-
-def _kind_word(default: Any) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(
-        type(default), "a word"
-    )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from archsearch.catalogue import block_info, block_names
-from archsearch.choices import Misfit, read_choices
+from archsearch.choices import Misfit, given, read_choices
 from archsearch.dims import Dim
 from archsearch.errors import nearest
-from archsearch.sections import REPEAT
+from archsearch.genome import MOST_GENES
+from archsearch.sections import NAME, REPEAT
 from archsearch.space import Option, Slot, Stage
 
 if TYPE_CHECKING:
     from archsearch.yaml_source import Document, Path
 
 SLOT_KEYS = ("slot", "one_of", "repeat", "prior")
+RESERVED = ("repeat", "define")
+"""Names that the paths of decisions use themselves."""
 
 
 class StackReader:
@@ -32,20 +36,24 @@ class StackReader:
         data = document.data
         define = data.get("define") if isinstance(data, dict) else None
         self.define: dict[str, Any] = define if isinstance(define, dict) else {}
+        self._read: dict[str, list[Option]] = {}
+        self._reading: list[str] = []
 
     def stages(self) -> list[Stage]:
-        """The stages of `model.stack`, as far as they can be read."""
+        """The stages of `model.stack`, as far as they can be read; then every definition."""
         document = self.document
         try:
             stack = document.data["model"]["stack"]
         except (KeyError, TypeError):
-            return []
+            stack = None
         stages: list[Stage] = []
         for i, data in enumerate(stack if isinstance(stack, list) else []):
             path: Path = ("model", "stack", i)
             if not isinstance(data, dict) or not isinstance(data.get("pattern"), list):
                 continue
-            name = str(data.get("stage") or f"stage{i + 1}")
+            given_name = data.get("stage")
+            name = given_name if isinstance(given_name, str) else f"stage{i + 1}"
+            self._name(name, (*path, "stage"))
             if name in {stage.name for stage in stages}:
                 document.problem((*path, "stage"), f"two stages are called '{name}'")
             taken: set[str] = set()
@@ -55,14 +63,48 @@ class StackReader:
                 if (slot := self._slot(item, (*path, "pattern", j), taken))
             ]
             repeat = self._choices(data.get("repeat", 1), REPEAT, (*path, "repeat"))
-            choose = "per_repeat" if data.get("choose") == "per_repeat" else "once"
-            stages.append(Stage(name, tuple(pattern), repeat, choose))
+            anew = data.get("choose") == "per_repeat"
+            stages.append(Stage(name, tuple(pattern), repeat, "per_repeat" if anew else "once"))
+        for name in self.define:
+            if not re.fullmatch(NAME, name):
+                message = f"'{name}' is no name: letters, digits, _ and -, a letter first"
+                document.problem(("define", name), message, key=True)
+            self.definition(name)
+        self._check_depth(stages)
         return stages
+
+    def warn_unused(self) -> None:
+        """Warn of definitions that neither a `use` nor an alias leads to."""
+        for name in self.define:
+            path = ("define", name)
+            reused = any(other[:2] == path for other in self.document.reused)
+            if name not in self.used and not reused:
+                self._warn(path, f"the definition '{name}' is never used", key=True)
+
+    def _check_depth(self, stages: list[Stage]) -> None:
+        most = sum(
+            _most(stage.repeat) * sum(_most(slot.repeat) for slot in stage.pattern)
+            for stage in stages
+        )
+        if most > MOST_GENES:
+            message = f"the stack unrolls to as many as {most} blocks; at most {MOST_GENES}"
+            self.document.problem(("model", "stack"), message, key=True)
+
+    def _name(self, name: Any, path: Path, *, key: bool = False) -> str:
+        """A name of a stage or slot, noted if it cannot be one."""
+        if name in RESERVED:
+            self.document.problem(path, f"'{name}' is a reserved name", key=key)
+        elif not isinstance(name, str) or not re.fullmatch(NAME, name):
+            what = f"'{name}'" if isinstance(name, str) else given(name)
+            message = f"{what} is no name: letters, digits, _ and -, a letter first"
+            self.document.problem(path, message, key=key)
+        return str(name)
 
     def _slot(self, data: Any, path: Path, taken: set[str]) -> Slot | None:
         document = self.document
         if not isinstance(data, dict):
-            document.problem(path, "expected a slot", "e.g. `- mixer: [attention, mamba2]`")
+            hint = "e.g. `- mixer: [attention, mamba2]`"
+            document.problem(path, f"expected a slot, not {given(data)}", hint)
             return None
         short = [key for key in data if key not in SLOT_KEYS]
         if "slot" in data or "one_of" in data:
@@ -72,130 +114,141 @@ class StackReader:
             if "one_of" not in data:
                 document.problem(path, "this slot needs 'one_of'")
                 return None
-            name, key = str(data.get("slot", "slot")), "one_of"
+            key = "one_of"
+            name = self._name(data.get("slot", "slot"), (*path, "slot"))
         elif len(short) != 1:
             hint = f"besides {', '.join(SLOT_KEYS[2:])} it has: {', '.join(short) or 'nothing'}"
             document.problem(path, "a slot has one name", hint)
             return None
         else:
-            name = key = short[0]
-        unique = name
+            key = short[0]
+            name = self._name(key, (*path, key), key=True)
+        unique, count = name, 1
         while unique in taken:
-            unique = f"{name}{sum(known.startswith(name) for known in taken) + 1}"
+            count += 1
+            unique = f"{name}{count}"
         taken.add(unique)
-        options = self._options(data[key], (*path, key), None)
+        options = self._options(data[key], (*path, key))
         repeat = self._choices(data.get("repeat", 1), REPEAT, (*path, "repeat"))
         weights = self._prior(data.get("prior"), options, (*path, "prior"))
         return Slot(unique, tuple(options), repeat, weights) if options else None
 
-    def _options(self, data: Any, path: Path, within: str | None) -> list[Option]:
+    def _options(self, data: Any, path: Path) -> list[Option]:
         """The options that a value, a list or a `use` stands for."""
         if not isinstance(data, list):
-            return self._option(data, path, within)
+            return self._option(data, path)
         if not data:
             self.document.problem(
                 path, "an empty choice", f"known blocks: {', '.join(block_names())}, none"
             )
-        if len(data) == 1 and within is None:
+        if len(data) == 1:
             self._warn(path, "a list with one element is not searched")
         options: list[Option] = []
         for i, item in enumerate(data):
-            for option in self._option(item, (*path, i), within):
-                if option in options:
-                    self.document.problem(
-                        (*path, i), f"'{option.label}' stands twice in the choice"
-                    )
+            for option in self._option(item, (*path, i)):
+                if option.content in [known.content for known in options]:
+                    message = f"'{option.kind}' stands twice in the choice"
+                    self.document.problem((*path, i), message)
                     continue
-                same = sum(known.label.partition("#")[0] == option.label for known in options)
-                label = f"{option.label}#{same + 1}" if same else option.label
+                same = sum(known.kind == option.kind for known in options)
+                label = f"{option.kind}#{same + 1}" if same else option.kind
                 options.append(Option(label, option.block, option.params, option.share))
         return options
 
-    def _option(self, data: Any, path: Path, within: str | None) -> list[Option]:
+    def _option(self, data: Any, path: Path) -> list[Option]:
         document = self.document
-        if isinstance(data, str):
-            data, spot = {data: {}}, path
+        if isinstance(data, str) and data != "use":
+            name, params, spot, at_key = data, None, path, False
         elif isinstance(data, dict) and len(data) == 1:
-            spot = (*path, next(iter(data)))
+            name, params = next(iter(data.items()))
+            spot, at_key = (*path, name), True
         else:
             hint = "e.g. `attention`, `mamba2: {d_state: [16, 64]}`, `use: name` or `none`"
-            document.problem(path, "expected one block", hint)
+            if isinstance(data, dict) and len(data) > 1:
+                hint = "several blocks to choose from are a list: [attention, mamba2]"
+            what = f"{len(data)} keys" if isinstance(data, dict) else given(data)
+            document.problem(path, f"expected one block, not {what}", hint)
             return []
-        name, params = next(iter(data.items()))
-        at_key = spot != path
         if name == "use":
-            return self._use(params, path, within)
-        if name == "none":
-            return [Option("none", None)]
-        if name not in block_names():
+            return self._use(params, spot)
+        if name != "none" and name not in block_names():
             hint = nearest(name, [*block_names(), "none", "use"])
             document.problem(spot, f"unknown block '{name}'", hint, key=at_key)
             return []
-        if params is None:
-            params = {}
+        params = {} if params is None else params
         if not isinstance(params, dict):
-            document.problem(spot, f"the parameters of '{name}' must be a mapping")
+            message = f"the parameters of '{name}' are a mapping, not {given(params)}"
+            document.problem(spot, message)
             return []
-        dims = block_info(name).dims
+        dims = {} if name == "none" else block_info(name).dims
         chosen = []
         for key, value in params.items():
-            if key not in dims:
+            if key in dims:
+                chosen.append((key, self._choices(value, dims[key], (*spot, key))))
+            else:
                 message = f"block '{name}' has no parameter '{key}'"
                 document.problem((*spot, key), message, nearest(key, dims), key=True)
-                continue
-            chosen.append((key, self._choices(value, dims[key], (*spot, key))))
-        return [Option(name, name, tuple(chosen))]
+        return [Option(name, None if name == "none" else name, tuple(chosen))]
 
-    def _use(self, name: Any, path: Path, within: str | None) -> list[Option]:
+    def _use(self, name: Any, path: Path) -> list[Option]:
         if not isinstance(name, str) or name not in self.define:
-            hint = (
-                nearest(str(name), self.define) if self.define else "there is no `define` section"
-            )
-            self.document.problem((*path, "use"), f"'{name}' is not defined", hint)
+            what = f"'{name}'" if isinstance(name, str) else given(name)
+            hint = nearest(str(name), self.define) if self.define else "there is no `define`"
+            self.document.problem(path, f"{what} is not defined", hint)
             return []
-        if name == within:
-            self.document.problem((*path, "use"), f"'{name}' contains itself")
+        if name in self._reading:
+            through = [*self._reading[self._reading.index(name) + 1 :], name]
+            way = "" if through == [name] else f" through {', '.join(through[:-1])}"
+            self.document.problem(path, f"'{name}' contains itself{way}")
             return []
         self.used.add(name)
-        return self.definition(name, within)
+        return self.definition(name)
 
-    def definition(self, name: str, within: str | None = None) -> list[Option]:
+    def definition(self, name: str) -> list[Option]:
         """What a definition stands for; shared ones are a single block."""
-        data, path = self.define[name], ("define", name)
-        shared = False
+        if name not in self._read:
+            self._reading.append(name)
+            self._read[name] = self._definition(name)
+            self._reading.pop()
+        return self._read[name]
+
+    def _definition(self, name: str) -> list[Option]:
+        document, data, path = self.document, self.define[name], ("define", name)
+        shared: Any = False
         if isinstance(data, dict):
             shared = data.get("shared", False)
             if not isinstance(shared, bool):
-                self.document.problem((*path, "shared"), "expected true or false")
-            rest = {key: value for key, value in data.items() if key != "shared"}
-            if "one_of" in rest and len(rest) == 1:
-                data, path = rest["one_of"], (*path, "one_of")
-            else:
-                data = rest
-        options = self._options(data, path, within or name)
-        if shared and (len(options) != 1 or options[0].block is None):
-            if not any(spot for spot in self.document.problems):
-                self.document.problem(path, f"'{name}' is shared, so it must be one block")
-            return []
-        if shared is True:
-            only = options[0]
-            return [Option(f"use:{name}", only.block, only.params, name)]
-        return options
+                message = f"expected true or false, not {given(shared)}"
+                document.problem((*path, "shared"), message)
+            data = {key: value for key, value in data.items() if key != "shared"}
+        before = len(document.problems)
+        if isinstance(data, dict) and list(data) == ["one_of"]:
+            options = self._options(data["one_of"], (*path, "one_of"))
+        else:
+            options = self._options(data, path)
+        if not shared:
+            return options
+        if len(options) == 1 and options[0].block is not None:
+            return [Option(f"use:{name}", options[0].block, options[0].params, name)]
+        if options or len(document.problems) == before:
+            words = ", ".join(option.kind for option in options)
+            message = f"'{name}' is shared, so it must be one block, not: {words}"
+            document.problem(path, message, key=True)
+        return []
 
     def _choices(self, data: Any, legal: Dim, path: Path) -> Dim:
         try:
             dim = read_choices(data, legal)
         except Misfit as error:
-            self.document.problem((*path, *error.at), str(error))
+            self.document.misfit(path, error.parts)
             return Dim(options=(legal.default,))
         if isinstance(data, list) and len(data) == 1:
             self._warn(path, "a list with one element is not searched")
         return dim
 
-    def _warn(self, path: Path, message: str) -> None:
-        spot = self.document.values.get(path)
-        place = f"{spot.source}:{spot.line + 1}:{spot.column + 1}: " if spot else ""
-        self.warnings.append(place + message)
+    def _warn(self, path: Path, message: str, *, key: bool = False) -> None:
+        spot = self.document.spot(path, key=key)
+        self.warnings.append(f"{spot.source}:{spot.line + 1}:{spot.column + 1}: {message}")
 
     def _prior(self, data: Any, options: list[Option], path: Path) -> tuple[float, ...] | None:
         if data is None:
@@ -206,15 +259,17 @@ class StackReader:
                 path, "expected weights", "e.g. `prior: {mamba2: 3, attention: 1}`"
             )
             return None
+        right = True
         for key, value in data.items():
             if key not in labels:
-                hint = nearest(key, labels)
-                self.document.problem(
-                    (*path, key), f"'{key}' is no option of this slot", hint, key=True
-                )
-            elif (
-                isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9
-            ):
+                message = f"'{key}' is no option of this slot"
+                self.document.problem((*path, key), message, nearest(key, labels), key=True)
+            elif type(value) not in (int, float) or not 0 < value < 1e9:
+                right = False
                 self.document.problem((*path, key), "a weight is a number above 0")
-        weights = tuple(data.get(label, 1) for label in labels)
-        return weights if all(isinstance(w, int | float) for w in weights) else None
+        return tuple(data.get(label, 1) for label in labels) if right else None
+
+
+def _most(repeat: Dim) -> int:
+    values = repeat.values or ()
+    return max(value for value in values if isinstance(value, int))

@@ -82,7 +82,7 @@ def fit(
         inputs_BT, targets_BT = next(rows)
         loss = cross_entropy(model(inputs_BT), targets_BT)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if recipe.clip:
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip, foreach=True)
         optimizer.step()
@@ -94,6 +94,8 @@ def fit(
                 raise Diverged(f"the loss on {task.name} is {mean} before step {step}")
             losses.clear()
             accuracy, error = evaluate(model, held_out)
+            if math.isnan(accuracy):
+                raise Diverged(f"the logits on {task.name} are not finite after step {step}")
             solved = accuracy >= recipe.solved
             yield Point(step, mean, accuracy, error, solved)
             if solved:
@@ -109,15 +111,22 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 def evaluate(
     model: Model, held_out: tuple[Tensor, Tensor], batch: int = 128
 ) -> tuple[float, float]:
-    """Token accuracy on held-out rows, and its standard error over rows."""
+    """Token accuracy on held-out rows, and its standard error over rows.
+
+    Both are NaN if a logit is not finite.
+    """
     model.eval()
-    right, scored = [], []
+    right, scored, finite = [], [], True
     for inputs_BT, targets_BT in zip(*(t.split(batch) for t in held_out), strict=True):
         mask_BT = targets_BT != -100
-        hit_BT = (model(inputs_BT).argmax(-1) == targets_BT) & mask_BT
+        logits_BTV = model(inputs_BT)
+        finite = finite and bool(logits_BTV.isfinite().all())
+        hit_BT = (logits_BTV.argmax(-1) == targets_BT) & mask_BT
         right.append(hit_BT.sum(1))
         scored.append(mask_BT.sum(1))
     model.train()
+    if not finite:
+        return math.nan, math.nan
     right_N, scored_N = torch.cat(right).double(), torch.cat(scored).double()
     accuracy = right_N.sum() / scored_N.sum()
     residual_N = (right_N - accuracy * scored_N) / scored_N.mean()

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -99,6 +99,8 @@ class Progress:
     point: Point
     done: float
     """Share of the trial's steps that is behind it."""
+    stretched: bool
+    """Whether every training of the trial has come as far as this one."""
 
 
 def task_label(task: Any, tasks: tuple[Any, ...]) -> str:
@@ -126,40 +128,48 @@ def run_trial(
             the genome: all genomes meet the same rows.
         on_progress: Called after every evaluation.
         hopeless: Told the scores so far after every stretch; a reason ends the trial as pruned.
+            What these two raise passes through.
     """
     began = time.perf_counter()
     curves: dict[tuple[str, int], list[Point]] = {}
-    scores: list[float] = []
     models: dict[tuple[str, int], Model] = {}
-    status, why = "ok", ""
-    try:
-        trainings = _trainings(genome, tasks, recipe, seed, models)
-        curves = {name: [] for name in trainings}
-        while trainings and not why:
-            _stretch(trainings, curves, recipe, on_progress)
-            scores.append(_mean([curve[-1].accuracy for curve in curves.values()]))
-            why = hopeless(tuple(scores)) if trainings else ""
-        status = "pruned" if why else "ok"
-    except TrialError as error:
-        status, why = error.status, str(error)
-    except Exception as error:  # noqa: BLE001 - whatever a block does wrong is the trial's result
-        status, why = _reason(error)
+    scores: list[float] = []
+    status: Status = "ok"
+    why = ""
+    course = _course(genome, tasks, recipe, seed, curves, models)
+    while not why:
+        try:
+            progress = next(course, None)
+        except TrialError as error:
+            status, why = cast("Status", error.status), str(error)
+        except Exception as error:  # noqa: BLE001 - whatever a block does wrong is the trial's result
+            status, why = _reason(error)
+        else:
+            if progress is None:
+                break
+            on_progress(progress)
+            if progress.stretched:
+                scores.append(_mean([curve[-1].accuracy for curve in curves.values()]))
+                why = hopeless(tuple(scores)) if progress.done < 1 else ""
+                status = "pruned" if why else "ok"
     runs = tuple(TaskRun(task, k, tuple(curve)) for (task, k), curve in curves.items())
     lengths = {task_label(task, tasks): task.length for task in tasks}
     tokens = sum(r.curve[-1].step * recipe.batch * lengths[r.task] for r in runs if r.curve)
     return TrialResult(
-        key=genome.key, status=status, why=why, runs=runs, scores=tuple(scores),  # type: ignore[arg-type]
+        key=genome.key, status=status, why=why, runs=runs, scores=tuple(scores),
         seconds=time.perf_counter() - began, tokens=tokens, models=tuple(models.values()),
     )  # fmt: skip
 
 
-def _trainings(
+def _course(
     genome: Genome,
     tasks: tuple[Task, ...],
     recipe: Recipe,
     seed: int,
+    curves: dict[tuple[str, int], list[Point]],
     models: dict[tuple[str, int], Model],
-) -> dict[tuple[str, int], Iterator[Point]]:
+) -> Iterator[Progress]:
+    """Advance every training by one evaluation, again and again; those that ended drop out."""
     trainings = {}
     for task in tasks:
         label = task_label(task, tasks)
@@ -167,33 +177,17 @@ def _trainings(
         for k in range(recipe.seeds):
             start, data = (generator(seed, label, k, name) for name in ("start", "data"))
             model = build(genome, task.vocab, task.readout, generator=start)
-            models[label, k] = model
+            models[label, k], curves[label, k] = model, []
             trainings[label, k] = fit(model, task, recipe, data, held_out)
-    return trainings
-
-
-def _stretch(
-    trainings: dict[tuple[str, int], Iterator[Point]],
-    curves: dict[tuple[str, int], list[Point]],
-    recipe: Recipe,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    """Advance every training by one evaluation; drop those that ended."""
-    total = len(curves) * recipe.steps
-    for name in list(trainings):
-        point = next(trainings[name], None)
-        if point is None:
-            del trainings[name]
-            continue
-        curves[name].append(point)
-        if point.solved or point.step == recipe.steps:
-            del trainings[name]
-        done = sum(
-            recipe.steps if curve[-1].solved else curve[-1].step
-            for curve in curves.values()
-            if curve
-        )
-        on_progress(Progress(*name, point, done / total))
+    ended: dict[tuple[str, int], float] = dict.fromkeys(trainings, 0.0)
+    while trainings:
+        for name in (running := list(trainings)):
+            point = next(trainings[name])
+            curves[name].append(point)
+            ended[name] = 1.0 if point.solved else point.step / recipe.steps
+            if ended[name] == 1:
+                del trainings[name]
+            yield Progress(*name, point, _mean(list(ended.values())), name == running[-1])
 
 
 def _reason(error: Exception) -> tuple[Status, str]:

@@ -7,7 +7,7 @@ twice is an error. Aliases are expanded within limits, so no file can exhaust th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,16 +27,17 @@ class _Loader(yaml.SafeLoader):
     """Safe, and typed as YAML 1.2."""
 
 
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {
+    "bool": (r"true|false", "tf"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]{1,15}|0x[0-9a-fA-F]{1,15}", "-+0123456789"),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    "null": (r"~|null|", ["~", "n", ""]),
+}
+"""What each kind of scalar looks like, and the characters that it begins with."""
 _Loader.yaml_implicit_resolvers = {}
-for tag, pattern, first in (
-    ("bool", r"true|false", "tf"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("null", r"~|null|", ["~", "n", ""]),
-):
-    _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-        f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first)
-    )
+for kind, (pattern, first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(_TAG + kind, re.compile(f"^(?:{pattern})$"), list(first))
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -59,30 +60,46 @@ class Document:
     lines: dict[str, list[str]] = field(default_factory=dict)
     problems: dict[tuple[Spot, str], str] = field(default_factory=dict)
     """(spot, message) -> what to do about it."""
+    reused: set[Path] = field(default_factory=set)
+    """What an alias stands for elsewhere in the file."""
 
     def problem(
-        self, path: Path, message: str, hint: str = "", *, key: bool = False, shift: int = 0
+        self, path: Path, message: str, hint: str = "", *, key: bool = False, at: int | None = None
     ) -> None:
         """Note one problem at the value, or at the key, that `path` leads to.
 
-        `shift` moves the spot into a string, to the character at that offset.
+        `at` moves the spot into a string, to the character at that offset.
         """
-        while path and path not in (self.keys if key else self.values):
-            path, key = path[:-1], False
-        spot = (self.keys if key else self.values).get(path, Spot(next(iter(self.lines)), 0, 0))
-        if shift or (path and not key and isinstance(self.at(path), str) and shift == 0):
-            line = self.lines[spot.source][spot.line] if self.lines[spot.source] else ""
-            quoted = line[spot.column : spot.column + 1] in ("'", '"')
-            if shift:
-                spot = Spot(spot.source, spot.line, spot.column + shift + quoted, 1)
+        spot = self.spot(path, key=key)
+        if at is not None:
+            spot = self._inside(spot, at)
         self.problems.setdefault((spot, message), hint)
 
-    def at(self, path: Path) -> Any:
-        """The data that `path` leads to."""
-        data = self.data
-        for part in path:
-            data = data[part]
-        return data
+    def misfit(self, path: Path, parts: Iterable[tuple[str, Path, bool]]) -> None:
+        """Note each part of a `Misfit` at the place that it was read from."""
+        for message, way, key in parts:
+            self.problem((*path, *way), message, key=key)
+
+    def spot(self, path: Path, *, key: bool = False) -> Spot:
+        """Where the value or key of `path` stands, or the nearest thing around it."""
+        while path and path not in (self.keys if key else self.values):
+            path, key = path[:-1], False
+        return (self.keys if key else self.values).get(path, Spot(next(iter(self.lines)), 0, 0))
+
+    def _inside(self, spot: Spot, offset: int) -> Spot:
+        """A character of the string at `spot`; the string itself where it fills several lines."""
+        lines = self.lines[spot.source]
+        line = lines[spot.line] if spot.line < len(lines) else ""
+        column, quote = spot.column, line[spot.column : spot.column + 1]
+        if quote in ("'", '"'):
+            column += 1
+            for _ in range(offset):
+                column += _spelled(line[column : column + 2], quote)
+        else:
+            column += offset
+        if column > len(line) or quote in ("|", ">"):
+            return spot
+        return Spot(spot.source, spot.line, column)
 
     def report(self) -> str:
         """Every problem in order of place, at most 20: where, the line, a caret, what is legal."""
@@ -117,8 +134,8 @@ def read(text: str, name: str, overrides: tuple[str, ...] = ()) -> Document:
     Raises:
         SpaceError: if the text is not YAML, or an override does not fit.
     """
-    document = Document(lines={name: text.splitlines()})
-    root = _compose(text, name)
+    document = Document()
+    root = _compose(document, text, name)
     if root is None:
         raise SpaceError(f"{name}: the file is empty; see `archsearch spaces` for examples")
     for override in overrides:
@@ -126,78 +143,125 @@ def read(text: str, name: str, overrides: tuple[str, ...] = ()) -> Document:
         source = f"--set {path}"
         if not equals or not path:
             raise SpaceError(f"--set {override}: expected path.to.key=value")
-        document.lines[source] = [value]
-        _set(root, path.split("."), _compose(value, source), source)
-    budget = iter(range(MOST_NODES))
-    document.data = _build(document, root, (), budget)
+        _set(root, path.split("."), _compose(document, value, source), source)
+    builder = _Builder(document)
+    document.data = builder.build(root, ())
     return document
 
 
-def _compose(text: str, name: str) -> yaml.Node | None:
+def _compose(document: Document, text: str, name: str) -> yaml.Node | None:
+    document.lines[name] = text.splitlines()
+    mark: Any = None
     try:
         loader = _Loader(text)
         loader.name = name
         try:
-            return loader.get_single_node()  # type: ignore[no-any-return]
+            return loader.get_single_node()
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise SpaceError(f"{where}: not YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise SpaceError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
+        why = ": ".join(part for part in (error.context, error.problem) if part)
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position].splitlines(keepends=True) or [""]
+        spot = Spot(name, len(before) - 1, len(before[-1]))
+        why = f"the character {error.character!r} is not allowed"
+        document.problems[spot, f"not YAML: {why}"] = ""
+    except RecursionError:
+        why = "nested too deeply"
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        why = str(error).partition("\n")[0]
+    if not document.problems:
+        spot = Spot(name, mark.line, mark.column) if mark else Spot(name, 0, 0)
+        document.problems[spot, f"not YAML: {why}"] = ""
+    raise SpaceError(document.report())
 
 
-def _build(document: Document, node: yaml.Node, path: Path, budget: Iterator[int]) -> Any:
-    """Plain data of a node; spots and problems go into `document`."""
-    if next(budget, None) is None or len(path) > MOST_DEPTH:
-        raise SpaceError(
-            f"{node.start_mark.name}:{node.start_mark.line + 1}: too deep or too large; at most "
-            f"{MOST_NODES} values, {MOST_DEPTH} levels (does an alias contain itself?)"
-        )
-    document.values[path] = _spot(node)
-    if isinstance(node, yaml.SequenceNode):
-        return [_build(document, item, (*path, i), budget) for i, item in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
+class _Builder:
+    """Makes plain data of nodes; notes spots and problems in the document."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.nodes = 0
+        self.first: dict[int, Path] = {}
+        """Where each node was met first; a second time, an alias led to it."""
+
+    def build(self, node: yaml.Node, path: Path) -> Any:
+        document, spot = self.document, _spot(node)
+        self.nodes += 1
+        if self.nodes > MOST_NODES or len(path) > MOST_DEPTH:
+            limit = f"at most {MOST_NODES} values, {MOST_DEPTH} levels"
+            hint = "does an alias contain itself?"
+            document.problems[spot, f"too deep or too large; {limit}"] = hint
+            raise SpaceError(document.report())
+        document.values[path] = spot
+        if path != self.first.setdefault(id(node), path):
+            document.reused.add(self.first[id(node)])
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, path)
+        if node.tag not in (_TAG + "seq", _TAG + "map"):
+            document.problem(path, f"the tag {node.tag} is not used here")
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                document.problem(path, "a key must be a plain word")
+                document.problems[_spot(key_node), "a key must be a plain word"] = ""
                 continue
-            key = key_node.value
+            key, spot = key_node.value, _spot(key_node)
             if key in data:
-                first = document.keys[(*path, key)].line + 1
-                document.keys[(*path, key)] = _spot(key_node)
-                document.problem(
-                    (*path, key), f"duplicate key '{key}'", f"first at line {first}", key=True
-                )
+                hint = f"first at line {document.keys[(*path, key)].line + 1}"
+                document.problems[spot, f"duplicate key '{key}'"] = hint
                 continue
-            document.keys[(*path, key)] = _spot(key_node)
-            data[key] = _build(document, value_node, (*path, key), budget)
+            if _UNSHOWN.search(key):
+                document.problems[spot, "a key with characters that cannot be shown"] = ""
+                continue
+            document.keys[(*path, key)] = spot
+            data[key] = self.build(value_node, (*path, key))
         return data
-    return _scalar(document, node, path)
 
-
-def _scalar(document: Document, node: yaml.Node, path: Path) -> Any:
-    kind = node.tag.rpartition(":")[2]
-    if kind == "bool":
-        return node.value == "true"
-    if kind == "null":
+    def scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+        kind, text = node.tag.removeprefix(_TAG), node.value
+        if kind == "str":
+            if _UNSHOWN.search(text):
+                self.document.problem(path, "a text with characters that cannot be shown")
+            return _UNSHOWN.sub("", text)
+        if kind not in _SCALARS:
+            self.document.problem(path, f"the tag {node.tag} is not used here")
+        elif not re.fullmatch(_SCALARS[kind][0], text):
+            self.document.problem(path, f"'{_UNSHOWN.sub('', text)}' is no {kind}")
+        elif kind == "bool":
+            return text == "true"
+        elif kind == "int" and len(text) < 20:
+            return int(text, 0 if text[:2] in ("0x", "0o") else 10)
+        elif kind in ("int", "float"):
+            return float(text)
         return None
-    if kind == "int" and len(node.value) < 20:
-        return int(node.value)
-    if kind in ("int", "float"):
-        return float(node.value)
-    if kind != "str":
-        document.problem(path, f"the tag {node.tag} is not used here")
-    return node.value
 
 
 def _spot(node: yaml.Node) -> Spot:
+    """Where a node stands, without the anchor or tag before it."""
     start, end = node.start_mark, node.end_mark
-    flat = isinstance(node, yaml.ScalarNode) and end.line == start.line
-    return Spot(start.name, start.line, start.column, end.column - start.column if flat else 1)
+    line, column = start.line, start.column
+    if start.buffer and (match := _PROPERTIES.match(start.buffer, start.pointer)):
+        skipped = match.group()
+        line += skipped.count("\n")
+        column = (
+            len(skipped) - skipped.rfind("\n") - 1 if "\n" in skipped else column + len(skipped)
+        )
+    flat = isinstance(node, yaml.ScalarNode) and end.line == line
+    return Spot(start.name, line, column, end.column - column if flat else 1)
+
+
+_PROPERTIES = re.compile(r"(?:[&!][^\s,\[\]{}]*\s+)+")
+_UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+
+
+def _spelled(text: str, quote: str) -> int:
+    """How many characters of the source stand for the first character of a quoted string."""
+    if quote == "'":
+        return 2 if text == "''" else 1
+    return {"x": 4, "u": 6, "U": 10}.get(text[1:], 2) if text[:1] == "\\" else 1
 
 
 def _set(root: yaml.Node, path: list[str], value: yaml.Node | None, source: str) -> None:
@@ -234,11 +298,11 @@ def _set(root: yaml.Node, path: list[str], value: yaml.Node | None, source: str)
 
 
 def _index(node: yaml.SequenceNode, part: str) -> int | None:
-    if part.isdigit():
+    if part.isdecimal():
         return int(part) if int(part) < len(node.value) else None
     for i, item in enumerate(node.value):
         pairs = item.value if isinstance(item, yaml.MappingNode) else []
-        names = {v.value for k, v in pairs if k.value in ("stage", "slot")}
+        names = [v.value for k, v in pairs if k.value in ("stage", "slot")]
         if part in names or any(k.value == part for k, _ in pairs):
             return i
     return None

@@ -17,7 +17,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 def imported(code):
     """The names of the modules that a fresh Python holds after running `code`."""
     script = f"{code}\nimport sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.splitlines()[-1].split())
 
 
@@ -59,7 +61,11 @@ def test_torch_is_pinned_in_the_constraints_and_free_in_the_package():
 
 
 def test_every_dependency_is_pinned():
-    pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pins = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
     names = {re.split(r"[<>=!\[; ]", spec)[0].lower() for spec in wanted}
     assert names <= pins

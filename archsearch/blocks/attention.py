@@ -154,9 +154,10 @@ def rope(x_BTHK: Tensor, start: int, theta: float) -> Tensor:
     Angles are at least fp32, whatever the type of x.
     """
     time, half = x_BTHK.shape[1], x_BTHK.shape[-1] // 2
-    exact = {"dtype": torch.promote_types(x_BTHK.dtype, torch.float32), "device": x_BTHK.device}
-    rate_I = theta ** (-torch.arange(half, **exact) / half)
-    angle_T1I = torch.arange(start, start + time, **exact)[:, None, None] * rate_I
+    exact, device = torch.promote_types(x_BTHK.dtype, torch.float32), x_BTHK.device
+    rate_I = theta ** (-torch.arange(half, dtype=exact, device=device) / half)
+    position_T = torch.arange(start, start + time, dtype=exact, device=device)
+    angle_T1I = position_T[:, None, None] * rate_I
     cos_T1I, sin_T1I = angle_T1I.cos().to(x_BTHK.dtype), angle_T1I.sin().to(x_BTHK.dtype)
     a_BTHI, b_BTHI = x_BTHK.chunk(2, -1)
     turned_a = torch.addcmul(a_BTHI * cos_T1I, b_BTHI, sin_T1I, value=-1)
@@ -179,8 +180,8 @@ def attend(
     time = q_BTHK.shape[1]
     if window is None or window >= time:
         return _sdpa(q_BTHK, k_BTGK, v_BTGK, None, scale)
-    tile = _tile(window)
-    if time <= 2 * tile:
+    tile = _tile(time, window)
+    if tile == time:
         return _sdpa(q_BTHK, k_BTGK, v_BTGK, _band(q_BTHK, time, time, window), scale)
     tiles = math.ceil(time / tile)
     q, k, v = (F.pad(x, (0, 0, 0, 0, 0, tiles * tile - time)) for x in (q_BTHK, k_BTGK, v_BTGK))
@@ -234,15 +235,10 @@ def _sdpa(
     return y_BHTK.transpose(1, 2)
 
 
-def _tile(window: int) -> int:
-    return max(TILE, window)
-
-
 def _band(like: Tensor, time: int, seen: int, window: int) -> Tensor:
     """Which of the last `seen` keys each of the last `time` queries may read."""
-    age_TS = torch.arange(time, device=like.device)[:, None] - torch.arange(
-        time - seen, time, device=like.device
-    )
+    key_S = torch.arange(time - seen, time, device=like.device)
+    age_TS = torch.arange(time, device=like.device)[:, None] - key_S
     return (age_TS >= 0) & (age_TS < window)
 
 
@@ -252,9 +248,18 @@ def _slices(x_BTGK: Tensor, tile: int, window: int) -> Tensor:
     return torch.cat((tiles[:, :-1, tile - window + 1 :], tiles[:, 1:]), 2).flatten(0, 1)
 
 
+def _tile(time: int, window: int) -> int:
+    """Queries in a tile; all of them where smaller tiles save nothing."""
+    tile = max(TILE, window)
+    return tile if _tiled_pairs(time, window, tile) < time**2 else time
+
+
+def _tiled_pairs(time: int, window: int, tile: int) -> int:
+    return tile**2 + (math.ceil(time / tile) - 1) * tile * (tile + window - 1)
+
+
 def _pairs(time: int, window: int | None) -> int:
     """Pairs of query and key that `attend` multiplies."""
-    tile = _tile(window or time)
-    if window is None or window >= time or time <= 2 * tile:
+    if window is None or window >= time:
         return time**2
-    return tile**2 + (math.ceil(time / tile) - 1) * tile * (tile + window - 1)
+    return _tiled_pairs(time, window, _tile(time, window))

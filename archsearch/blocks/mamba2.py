@@ -1,4 +1,4 @@
-"""Mamba-2: a selective state space with one decay per head (SSD). Dao and Gu 2024, arXiv 2405.21060.
+"""Mamba-2: selective state space with one decay per head (SSD). Dao and Gu 2024, arXiv 2405.21060.
 
     z | x | B | C | dt = W_in u
     x, B, C <- silu(causal depthwise convolution of each channel)
@@ -48,7 +48,7 @@ def draw_dt_bias(w: Tensor, g: Generator) -> Tensor:
     return w.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
-def draw_A_log(w: Tensor, g: Generator) -> Tensor:
+def draw_a_log(w: Tensor, g: Generator) -> Tensor:
     """Let exp(w) be uniform in [1, 16]."""
     return w.uniform_(1, 16, generator=g).log_()
 
@@ -76,7 +76,7 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         "conv1d.weight": Role.vector("inner", None, None, init=draw_conv),
         "conv1d.bias": Role.vector("inner", init=zeros),
         "dt_bias": Role.vector("heads", init=draw_dt_bias),
-        "A_log": Role.vector("heads", init=draw_A_log),
+        "A_log": Role.vector("heads", init=draw_a_log),
         "D": Role.vector("heads", init=ones),
         "norm.weight": Role.vector("inner", init=ones),
         "out_proj.weight": Role.hidden("model", "inner"),
@@ -105,7 +105,7 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         x_BTHP = x_BTE.unflatten(-1, (self.heads, -1))
         B_BTGN, C_BTGN = (x.unflatten(-1, (self.groups, -1)) for x in (B_BTC, C_BTC))
         dt_BTH = F.softplus(dt_BTH + self.dt_bias)
-        log_a_BTH = (dt_BTH * -self.A_log.exp()).clamp(min=FORGOTTEN)
+        log_a_BTH = dt_BTH * -self.A_log.exp()
         y_BTHP = ssd(x_BTHP, dt_BTH, log_a_BTH, B_BTGN, C_BTGN)
         y_BTE = torch.addcmul(y_BTHP, x_BTHP, self.D[:, None]).flatten(-2)
         # the gain goes into the matrix: two passes less over a (B, T, E) tensor
@@ -122,8 +122,8 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
         z_BE, xBC_BC, dt_BH = self.in_proj(x_BD).split(self.split[0], -1)
         seen_BCK = torch.cat((state["conv"], xBC_BC[..., None]), -1)
-        xBC_BC = (seen_BCK * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias
-        x_BE, B_BC, C_BC = F.silu(xBC_BC).split(self.split[1], -1)
+        xBC_BC = F.silu(self.conv1d(seen_BCK)[..., 0])
+        x_BE, B_BC, C_BC = xBC_BC.split(self.split[1], -1)
         x_BHP = x_BE.unflatten(-1, (self.heads, -1))
         shared = self.heads // self.groups
         B_BHN, C_BHN = (
@@ -144,28 +144,30 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         (E, C, H), (_, GN, _), G = self.split[0], self.split[1], self.groups
-        K, shared = self.conv1d.kernel_size[0], H // G
-        sigmoid = lambda x: 1 / (1 + torch.exp(-x))  # noqa: E731
+        K, group_H = self.conv1d.kernel_size[0], [h // (H // G) for h in range(H)]
+        conv_CK, bias_C = self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias")
+
+        def silu(x: Tensor) -> Tensor:
+            return x / (1 + torch.exp(-x))
+
         u_BTF = x_BTD @ self.in_proj.weight.T
         S_BHPN = x_BTD.new_zeros(len(x_BTD), H, E // H, GN // G)
         outputs = []
         for t in range(x_BTD.shape[1]):
             z_BE, dt_BH = u_BTF[:, t, :E], u_BTF[:, t, E + C :]
-            c_BC = self.conv1d.bias
-            for lag in range(min(K, t + 1)):
-                c_BC = c_BC + self.conv1d.weight[:, 0, K - 1 - lag] * u_BTF[:, t - lag, E : E + C]
-            c_BC = c_BC * sigmoid(c_BC)
-            x_BHP = c_BC[:, :E].reshape(-1, H, E // H)
-            B_BHN = torch.stack(
-                [c_BC[:, E:][:, :GN].chunk(G, -1)[h // shared] for h in range(H)], 1
+            lags = range(min(K, t + 1))
+            c_BC = silu(
+                bias_C + sum(conv_CK[:, K - 1 - i] * u_BTF[:, t - i, E : E + C] for i in lags)
             )
-            C_BHN = torch.stack([c_BC[:, E + GN :].chunk(G, -1)[h // shared] for h in range(H)], 1)
+            x_BHP = c_BC[:, :E].reshape(-1, H, E // H)
+            B_BHN = c_BC[:, E : E + GN].reshape(-1, G, GN // G)[:, group_H]
+            C_BHN = c_BC[:, E + GN :].reshape(-1, G, GN // G)[:, group_H]
             dt_BH = torch.log1p(torch.exp(dt_BH + self.dt_bias))
             a_BH = torch.exp(-torch.exp(self.A_log) * dt_BH)
             input_BHPN = torch.einsum("bh,bhp,bhn->bhpn", dt_BH, x_BHP, B_BHN)
             S_BHPN = a_BH[:, :, None, None] * S_BHPN + input_BHPN
             y_BHP = torch.einsum("bhpn,bhn->bhp", S_BHPN, C_BHN) + self.D[:, None] * x_BHP
-            y_BGE = (y_BHP.reshape(-1, E) * z_BE * sigmoid(z_BE)).reshape(-1, G, E // G)
+            y_BGE = (y_BHP.reshape(-1, E) * silu(z_BE)).reshape(-1, G, E // G)
             y_BGE = y_BGE / torch.sqrt((y_BGE**2).mean(-1, keepdim=True) + 1e-5)
             outputs.append(self.out_proj.weight @ (self.norm.weight * y_BGE.reshape(-1, E)).T)
         return torch.stack(outputs).permute(2, 0, 1)
@@ -205,32 +207,31 @@ def ssd(
     Returns:
         y_BTHP.
     """
-    time, H, P = x_BTHP.shape[1:]
-    G, N = B_BTGN.shape[2:]
-    I, Q = _chunks(time)
-    tail = I * Q - time
+    time, groups = B_BTGN.shape[1:3]
+    chunks, Q = _chunks(time)
+    tail = chunks * Q - time
     if tail:
         # dt = 0 and log a = 0: what is padded changes no state
         x_BTHP, B_BTGN, C_BTGN = (
             F.pad(x, (0, 0) * 2 + (0, tail)) for x in (x_BTHP, B_BTGN, C_BTGN)
         )
         dt_BTH, log_a_BTH = (F.pad(x, (0, 0, 0, tail)) for x in (dt_BTH, log_a_BTH))
-    chunked = [x.unflatten(1, (I, Q)).transpose(2, 3) for x in (x_BTHP, dt_BTH, log_a_BTH)]
+    chunked = [x.unflatten(1, (chunks, Q)).transpose(2, 3) for x in (x_BTHP, dt_BTH, log_a_BTH)]
     x_BIHQP, dt_BIHQ, log_a_BIHQ = chunked
-    B_BIGQN, C_BIGQN = (x.unflatten(1, (I, Q)).transpose(2, 3) for x in (B_BTGN, C_BTGN))
+    B_BIGQN, C_BIGQN = (x.unflatten(1, (chunks, Q)).transpose(2, 3) for x in (B_BTGN, C_BTGN))
     x_BIHQP = x_BIHQP.contiguous() * dt_BIHQ[..., None]
-    sum_BIHQ = log_a_BIHQ.cumsum(-1)
+    sum_BIHQ = log_a_BIHQ.clamp(min=FORGOTTEN).cumsum(-1)
     last_BIH1 = sum_BIHQ[..., -1:]
 
     def per_head(x_BIGQ: Tensor, factor_BIHQ: Tensor) -> Tensor:
-        grouped = factor_BIHQ.unflatten(2, (G, -1))
+        grouped = factor_BIHQ.unflatten(2, (groups, -1))
         return (x_BIGQ[:, :, :, None] * grouped).flatten(2, 3)
 
     future_QQ = x_BTHP.new_full((Q, Q), -math.inf).triu(1)
     decay_BIHQQ = (sum_BIHQ[..., None] + (-sum_BIHQ)[..., None, :]).add_(future_QQ).exp_()
     weight_BIHQQ = per_head(C_BIGQN @ B_BIGQN.mT, decay_BIHQQ)
     y_BIHQP = weight_BIHQQ @ x_BIHQP
-    if I > 1:
+    if chunks > 1:
         keep_BIHQ1 = (last_BIH1 - sum_BIHQ)[:, :-1, ..., None].exp()
         added_BIHNP = per_head(B_BIGQN[:, :-1], keep_BIHQ1).mT @ x_BIHQP[:, :-1]
         carry_BIH11 = last_BIH1[:, 1:-1, ..., None].exp()

@@ -98,9 +98,7 @@ class SharedAttention(
         if rank := config.mlp_rank:
             self.mlp_loras = nn.ModuleList(LoRA(width, rank, 2 * hidden) for _ in range(uses))
         if rank := config.qkv_rank:
-            self.qkv_loras = nn.ModuleList(
-                nn.ModuleList(LoRA(pair, rank, pair) for _ in "qkv") for _ in range(uses)
-            )
+            self.qkv_loras = nn.ModuleList(LoRA(pair, rank, pair) for _ in range(3 * uses))
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         q_BTHK, k_BTHK, v_BTHK = self._project(x_BTD, ctx.embedding, ctx.position, ctx.use)
@@ -123,7 +121,7 @@ class SharedAttention(
         u_BTU = self.norm(torch.cat((x_BTD, embedding_BTD), -1))
         projected = self.qkv(u_BTU)
         if self.config.qkv_rank:
-            loras = self.qkv_loras[use]
+            loras = self.qkv_loras[3 * use : 3 * use + 3]
             projected = projected + torch.cat([lora(u_BTU) for lora in loras], -1)
         q, k, v = projected.unflatten(-1, (-1, self.head_width)).chunk(3, -2)
         if self.config.pos == "rope":
@@ -142,14 +140,19 @@ class SharedAttention(
         time, width, K, j = *x_BTD.shape[1:], self.head_width, ctx.use
         position_T = torch.arange(time) + ctx.position
         future_TS = position_T[:, None] < position_T
-        rms = lambda x: (x**2).mean(-1, keepdim=True).add(1e-5).sqrt()  # noqa: E731
+
+        def rms(x: Tensor) -> Tensor:
+            return ((x**2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+        def product(lora: nn.Module) -> Tensor:
+            return lora.get_parameter("b.weight") @ lora.get_parameter("a.weight")
+
         u_BTU = torch.cat((x_BTD, ctx.embedding), -1)
         u_BTU = u_BTU / rms(u_BTU) * self.norm.weight
         qkv = []
         for i, weight_UU in enumerate(self.qkv.weight.split(2 * width)):
             if self.config.qkv_rank:
-                lora = self.qkv_loras[j][i]
-                weight_UU = weight_UU + lora.b.weight @ lora.a.weight
+                weight_UU = weight_UU + product(self.qkv_loras[3 * j + i])
             qkv.append(u_BTU @ weight_UU.T)
         mixed = []
         for h in range(self.config.heads):
@@ -169,10 +172,11 @@ class SharedAttention(
         y_BTD = y_BTD / rms(y_BTD) * self.mlp_norm.weight
         weight_FD = self.gate_up.weight
         if self.config.mlp_rank:
-            weight_FD = weight_FD + self.mlp_loras[j].b.weight @ self.mlp_loras[j].a.weight
+            weight_FD = weight_FD + product(self.mlp_loras[j])
         gate_BTF, up_BTF = (y_BTD @ weight_FD.T).chunk(2, -1)
         gelu_BTF = gate_BTF * (1 + torch.erf(gate_BTF / math.sqrt(2))) / 2
-        return (gelu_BTF * up_BTF) @ self.down.weight.T @ self.linears[j].weight.T
+        last_DD = self.linears[j].get_parameter("weight")
+        return (gelu_BTF * up_BTF) @ self.down.weight.T @ last_DD.T
 
     @staticmethod
     def cost(width: int, config: Config, seq_len: int) -> Cost:

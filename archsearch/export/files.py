@@ -30,11 +30,23 @@ def export(genome: Genome, weights: Path | None, target: Path, *, force: bool = 
 
     Everything is written beside it first and moved into place at the end.
 
+    Args:
+        genome: The architecture.
+        weights: Where `save_weights` wrote; None or an empty place for a genome without weights.
+        target: Directory to make.
+        force: Replace an earlier export there. Other files in the directory stay.
+
     Raises:
-        ExportError: if `target` is not empty (unless `force`) or cannot be written.
+        ExportError: if `target` is not empty or cannot be written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not force:
-        raise ExportError(f"{target} is not empty; nothing was written. --force replaces it")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if not _exported(target):
+            raise ExportError(
+                f"{target} is not empty and holds no export; nothing was written. "
+                "Choose another place"
+            )
+        if not force:
+            raise ExportError(f"{target} is not empty; nothing was written. --force replaces it")
     config: dict[str, Any] = {
         "format": FORMAT,
         "genome": genome.to_json(),
@@ -43,7 +55,7 @@ def export(genome: Genome, weights: Path | None, target: Path, *, force: bool = 
     }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=".export-", dir=target.resolve().parent))
         try:
             if weights and (weights / "tasks.json").is_file():
                 config["tasks"] = json.loads((weights / "tasks.json").read_text())
@@ -53,13 +65,24 @@ def export(genome: Genome, weights: Path | None, target: Path, *, force: bool = 
             (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             scratch.chmod(0o755)
             if target.exists():
-                shutil.rmtree(target)
-            scratch.rename(target)
+                for other in filter(lambda path: not _ours(path), target.iterdir()):
+                    other.rename(scratch / other.name)
+                shutil.rmtree(target.resolve())
+            scratch.rename(target.resolve())
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
-        raise ExportError(f"{target} cannot be written: {error.strerror}") from None
+        raise ExportError(f"{target} cannot be written: {error.strerror or error}") from None
     return target
+
+
+def _exported(folder: Path) -> bool:
+    """Whether a directory holds what `export` writes."""
+    return (folder / "model.yaml").is_file() and (folder / "config.json").is_file()
+
+
+def _ours(path: Path) -> bool:
+    return path.name in ("model.yaml", "config.json") or path.suffix == ".safetensors"
 
 
 def load(folder: str | Path, task: str | None = None) -> Model:
@@ -80,22 +103,32 @@ def load(folder: str | Path, task: str | None = None) -> Model:
                 f"{folder} has format {config['format']}; this version reads format {FORMAT}"
             )
         genome = Genome.from_json(config["genome"])
-        tasks = config["tasks"]
+        tasks = {
+            name: (task["file"], int(task["vocab"]), task["readout"])
+            for name, task in config["tasks"].items()
+        }
     except OSError as error:
         raise ExportError(f"{folder / 'config.json'}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{folder / 'config.json'} is damaged: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(
+            f"{folder / 'config.json'} is damaged: {type(error).__name__}: {error}"
+        ) from None
     if not tasks:
         raise ExportError(f"{folder} holds a genome without weights; train it first")
     name = task or next(iter(tasks))
     if name not in tasks:
         raise ExportError(f"{folder} has no weights for '{name}'; {nearest(name, tasks)}")
+    file, vocab, readout = tasks[name]
     with torch.device("meta"):
-        model = Model(genome, tasks[name]["vocab"], tasks[name]["readout"])
+        model = Model(genome, vocab, readout)
     model = model.to_empty(device="cpu")
     try:
-        load_model(model, folder / tasks[name]["file"])
-    except (OSError, SafetensorError, RuntimeError) as error:
-        text = str(error).split("\n")[0]
-        raise ExportError(f"the weights in {folder} do not fit the genome: {text}") from None
+        load_model(model, folder / file)
+    except OSError as error:
+        raise ExportError(f"{folder / file} cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise ExportError(
+            f"the weights in {folder / file} are damaged or belong to another genome: {text}"
+        ) from None
     return model.eval()

@@ -104,23 +104,32 @@ class Proposals:
         """Whether every trial that proposal `index` learns from has ended."""
         return all(i in records for i in range(index - self.lag + 1))
 
-    def propose(self, index: int, records: Mapping[int, Record]) -> Candidate:
+    def propose(
+        self, index: int, records: Mapping[int, Record], begun: Mapping[int, Genome]
+    ) -> Candidate:
         """The candidate with this index.
+
+        Args:
+            index: Its place in the sequence.
+            records: The trials that ended, by index.
+            begun: The genomes tried or in work, by index. As later proposals avoid earlier ones
+                and not the other way round, those beyond `index` change nothing, unless another
+                strategy made them.
 
         Raises:
             SpaceError: if no member is left that may be trained.
         """
         if index not in self._made:
-            self._made[index] = self._propose(index, records)
+            self._made[index] = self._propose(index, records, begun)
         return self._made[index]
 
-    def _propose(self, index: int, records: Mapping[int, Record]) -> Candidate:
-        if index < len(self._first):
+    def _propose(
+        self, index: int, records: Mapping[int, Record], begun: Mapping[int, Genome]
+    ) -> Candidate:
+        taken = {genome for i, genome in begun.items() if i != index}
+        taken |= {self.propose(i, records, begun).genome for i in range(index) if i not in begun}
+        if index < len(self._first) and self._first[index].genome not in taken:
             return self._first[index]
-        taken = {
-            records[i].genome if i in records else self.propose(i, records).genome
-            for i in range(index)
-        }
         left = [c for c in self._listed or () if c.genome not in taken]
         if self._everything:
             return left[0]
@@ -135,7 +144,7 @@ class Proposals:
         except SpaceError:
             if not left:
                 raise
-            return rng.choice(left)
+            return left[0]
 
     def _from_model(
         self, index: int, records: Mapping[int, Record], taken: set[Genome]

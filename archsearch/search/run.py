@@ -9,18 +9,19 @@ import queue
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from archsearch.errors import RunError
 from archsearch.rules import draw
-from archsearch.search.lease import reap
+from archsearch.search.lease import ATTEMPTS, reap
 from archsearch.search.proposals import Proposals
-from archsearch.search.storage import open_storage
+from archsearch.search.storage import in_words, open_storage
 from archsearch.search.study import Study
 from archsearch.seeds import seed
 
@@ -46,17 +47,32 @@ class Run:
         return self.storage or str(self.folder)
 
     def prepare(self, text: str) -> None:
-        """Make the directory and keep the space file in it.
+        """Make the directory. A space file that is already there stays until `keep`.
 
         Raises:
             RunError: if it cannot be written.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "artifacts").mkdir(exist_ok=True)
+        with self._writing():
+            (self.folder / "artifacts").mkdir(parents=True, exist_ok=True)
+            (self.folder / ".running").touch()
+            if not (self.folder / "space.yaml").exists():
+                self.keep(text)
+
+    def keep(self, text: str) -> None:
+        """Keep the space file in the directory.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
+        with self._writing():
             scratch = self.folder / ".space.yaml"
             scratch.write_text(text)
             scratch.replace(self.folder / "space.yaml")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise RunError(
                 f"{self.folder} cannot be written: {error.strerror}. "
@@ -90,6 +106,8 @@ class Coordinator:
     study: Study
     proposals: Proposals
     workers: int
+    exhausted: str = ""
+    """Why the search ended before its budget; empty while the space has members left."""
     children: list[subprocess.Popen[str]] = field(default_factory=list)
     events: queue.Queue[Event | None] = field(default_factory=queue.Queue)
     errors: list[str] = field(default_factory=list)
@@ -100,7 +118,7 @@ class Coordinator:
         return sum(index < self.proposals.total for index in self.study.records())
 
     def go(self, on_event: Callable[[Event], None]) -> None:
-        """Work until every trial has ended, or the time of `search.time` is over.
+        """Work until every trial has ended, none is left, or the time of `search.time` is over.
 
         Raises:
             RunError: if the workers cannot go on. KeyboardInterrupt passes through once all
@@ -108,18 +126,39 @@ class Coordinator:
         """
         total, search = self.proposals.total, self.experiment.search
         until = time.time() + search.time if search.time else None
-        reap(self.study, total, alone=not self.run.storage)
+        idle = 0
         try:
-            while (before := self.finished) < total and (until is None or time.time() < until):
-                self._start(min(self.workers, total - before), until)
-                self._pass_on(on_event)
-                reap(self.study, total)
-                if self.errors and self.finished == before:
-                    raise RunError(self.errors[-1])
+            with in_words(self.run.place):
+                reap(self.study, total, alone=not self.run.storage)
+                while (before := self.finished) < total and not self.exhausted:
+                    if until is not None and time.time() >= until:
+                        break
+                    self._start(min(self.workers, total - before), until)
+                    self._pass_on(on_event)
+                    reap(self.study, total)
+                    idle = 0 if self.finished > before else idle + 1
+                    if idle and not self.exhausted:
+                        self._give_up(idle)
         finally:
             for child in self.children:
                 child.kill()
                 child.wait()
+
+    def _give_up(self, rounds: int) -> None:
+        """End a run whose workers get nowhere.
+
+        Raises:
+            RunError: with a worker's last words, or after some rounds that ended without any.
+        """
+        if self.errors:
+            raise RunError(self.errors[-1])
+        if rounds > ATTEMPTS + 1:
+            codes = sorted({child.returncode for child in self.children})
+            raise RunError(
+                f"every worker died in {rounds} rounds without finishing a trial (exit code "
+                f"{', '.join(map(str, codes))}); is there enough memory for {self.workers}? "
+                "Fewer with --workers"
+            )
 
     def _start(self, count: int, until: float | None) -> None:
         """Start workers, each on one core, each bound to live no longer than this process."""
@@ -131,23 +170,29 @@ class Coordinator:
         if until is not None:
             command += ["--until", str(until)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        self.children = [
-            subprocess.Popen(
+        self.children, self.errors = [], []
+        for _ in range(count):
+            words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - the thread does
+            child = subprocess.Popen(
                 command, env=environment, text=True, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            )
-            for _ in range(count)
-        ]  # fmt: skip
-        for child in self.children:
-            threading.Thread(target=self._listen, args=(child,), daemon=True).start()
+                stdout=subprocess.PIPE, stderr=words, start_new_session=True,
+            )  # fmt: skip
+            self.children.append(child)
+            threading.Thread(target=self._listen, args=(child, words), daemon=True).start()
 
-    def _listen(self, child: subprocess.Popen[str]) -> None:
+    def _listen(self, child: subprocess.Popen[str], words: IO[str]) -> None:
         """Queue what a worker tells, then None when it has left."""
-        assert child.stdout and child.stderr  # noqa: PT018
+        assert child.stdout
         for line in child.stdout:
-            self.events.put(json.loads(line))
-        complaint = child.stderr.read().strip()
-        if child.wait() > 0 and complaint:
+            with suppress(ValueError):  # a block may print, too
+                event = json.loads(line)
+                if isinstance(event, dict) and "event" in event:
+                    self.events.put(event)
+        left = child.wait()
+        with words:
+            words.seek(0)
+            complaint = words.read().strip()
+        if left > 0 and complaint:
             self.errors.append(complaint)
         self.events.put(None)
 
@@ -158,8 +203,10 @@ class Coordinator:
             event = self.events.get()
             if event is None:
                 alive -= 1
-            else:
-                on_event(event)
+                continue
+            if event["event"] == "exhausted":
+                self.exhausted = event["why"]
+            on_event(event)
 
 
 def prepare(experiment: Experiment, run: Run, workers: int) -> tuple[Study, Proposals]:
@@ -172,5 +219,7 @@ def prepare(experiment: Experiment, run: Run, workers: int) -> tuple[Study, Prop
     rng = random.Random(seed(experiment.search.seed, "check"))
     draw(experiment.space, rng, experiment.context, lambda genome: True)
     run.prepare(experiment.text)
-    study = Study.create(open_storage(run.place), experiment, lag=max(8, 4 * workers))
-    return study, Proposals(experiment, study.optuna.directions, study.about["lag"])
+    with in_words(run.place):
+        study = Study.create(open_storage(run.place), experiment, lag=max(8, 4 * workers))
+        run.keep(experiment.text)
+        return study, Proposals(experiment, study.optuna.directions, study.about["lag"])

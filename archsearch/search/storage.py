@@ -170,10 +170,11 @@ def _by_url(url: str) -> BaseStorage:
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
         with storage.engine.connect() as connection:  # readers and a writer at the same time
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        return storage
-    except ModuleNotFoundError as error:
+        return optuna.storages.get_storage(storage)
+    except ImportError as error:
+        driver = getattr(error.__cause__ or error, "name", None) or "its driver"
         raise RunError(
-            f"the storage {_without_password(url)} needs a driver: pip install {error.name}"
+            f"the storage {_without_password(url)} needs a package: pip install {driver}"
         ) from None
     except Exception as error:  # noqa: BLE001 - drivers raise errors of their own
         text = _first_line(error, url)

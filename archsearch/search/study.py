@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import platform
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import optuna
+import yaml
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -110,17 +110,16 @@ class Study:
         before = self.about.get("identity", "")
         if before == experiment.identity:
             return
-        lines = difflib.unified_diff(
-            before.splitlines(),
-            experiment.identity.splitlines(),
-            "this run",
-            "your file",
-            n=1,
-            lineterm="",
-        )
-        changed = "\n".join("    " + line for line in list(lines)[:24])
+        old, new = (_leaves(yaml.safe_load(text)) for text in (before, experiment.identity))
+        lines = [
+            f"    {path}: {old.get(path, '-')} -> {new.get(path, '-')}"
+            for path in old | new
+            if old.get(path) != new.get(path)
+        ]
+        changed = "\n".join(lines[:12] + ["    ..."] * (len(lines) > 12))
         raise RunError(
-            f"the run '{self.name}' was made with another space. What differs:\n{changed}\n"
+            f"the run '{self.name}' was made with another space. What differs (run -> file):\n"
+            f"{changed}\n"
             "Nothing was changed. Give the new space another name with --name, or restore the file."
         )
 
@@ -251,6 +250,17 @@ def record_of(trial: FrozenTrial, index: int) -> Record | None:
         scores=tuple(attrs.get("scores", ())),
         attrs=attrs,
     )
+
+
+def _leaves(data: Any, path: str = "") -> dict[str, str]:
+    """Plain data as one value for each path; a list of single values is one value."""
+    if isinstance(data, dict):
+        parts = {f"{path}.{key}" if path else str(key): value for key, value in data.items()}
+    elif isinstance(data, list) and any(isinstance(item, dict | list) for item in data):
+        parts = {f"{path}[{i}]": item for i, item in enumerate(data)}
+    else:
+        return {path: str(data)}
+    return {place: text for part in parts for place, text in _leaves(parts[part], part).items()}
 
 
 def versions() -> dict[str, str]:

@@ -5,27 +5,35 @@ Any number of workers may join or leave a study at any time; a search is nothing
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
+from safetensors import SafetensorError
 
+from archsearch.errors import RunError, SpaceError
+from archsearch.expr import SCORES
 from archsearch.rules import cached_cost, measure
-from archsearch.search.lease import ATTEMPTS, hold, reap, surplus
+from archsearch.search.lease import ATTEMPTS, give_back, hold, reap, surplus
 from archsearch.search.proposals import GenomeSampler, Proposals, suggested
 from archsearch.search.publish import publish
-from archsearch.search.storage import open_storage
+from archsearch.search.storage import TROUBLE, in_words, open_storage
 from archsearch.search.study import Study, indexed
 from archsearch.trial import Progress, TrialResult, run_trial
 from archsearch.weights import save_weights
 
 if TYPE_CHECKING:
+    from archsearch.expr import Node
     from archsearch.genome import Genome
     from archsearch.rules import Candidate
 
@@ -53,6 +61,7 @@ class Worker:
         trials: int | None = None,
         emit: Callable[[Event], None] = lambda event: None,
     ) -> None:
+        self.place = place
         self.study = Study(open_storage(place), name)
         self.experiment = self.study.experiment(trials)
         self.proposals = Proposals(
@@ -64,58 +73,85 @@ class Worker:
         self.study.optuna.sampler = GenomeSampler(self.experiment, self._candidate)
 
     def work(self, until: float | None = None) -> None:
-        """Run trials until none is left, or until a moment of `time.time()` has passed."""
-        while until is None or time.time() < until:
-            reap(self.study, self.proposals.total)
-            if not self._something_to_do():
-                return
-            self._one()
+        """Run trials until all have ended, or until a moment of `time.time()` has passed.
 
-    def _something_to_do(self) -> bool:
-        """Wait until the next trial may begin; False if there is none."""
-        while True:
-            pairs = indexed(self.study.trials())
+        Raises:
+            RunError: if the study or the folder cannot be written; the trial is given back.
+        """
+        with in_words(self.place):
+            while self._something_to_do(until) and self._one():
+                pass
+
+    def _something_to_do(self, until: float | None) -> bool:
+        """Wait until the next trial may begin; False if there is none or the time is over."""
+        total = self.proposals.total
+        while until is None or time.time() < until:
+            reap(self.study, total)
+            pairs, records = indexed(self.study.trials()), self.study.records()
             if any(trial.state is TrialState.WAITING for trial, _ in pairs):
                 return True
             fresh = max((index for _, index in pairs), default=-1) + 1
-            if fresh >= self.proposals.total:
-                return False
-            if self.proposals.ready(fresh, self.study.records()):
+            if fresh < total and self.proposals.ready(fresh, records):
                 return True
+            if all(index in records for index in range(total)):
+                return False
             time.sleep(POLL)
-            reap(self.study, self.proposals.total)
+        return False
 
-    def _one(self) -> None:
+    def _one(self) -> bool:
+        """Run one trial. False if the space has no member left."""
         trial = self.study.optuna.ask()
-        with hold(trial):
-            index = next(i for t, i in indexed(self.study.trials()) if t.number == trial.number)
-            if surplus(self.study, trial, index, self.proposals.total):
-                self.study.optuna.tell(trial, state=TrialState.FAIL)
-                return
-            self._numbers[trial.number] = index
+        try:
+            with hold(trial):
+                return self._run(trial)
+        except UpdateFinishedTrialError:
+            return True  # this process was taken for dead, and another has the trial now
+        except (KeyboardInterrupt, SystemExit, *TROUBLE):
+            with suppress(*TROUBLE):
+                give_back(self.study, trial)
+            raise
+
+    def _run(self, trial: optuna.Trial) -> bool:
+        index = next(i for t, i in indexed(self.study.trials()) if t.number == trial.number)
+        if surplus(self.study, trial, index, self.proposals.total) or not self._ready(index):
+            give_back(self.study, trial)
+            return True
+        self._numbers[trial.number] = index
+        try:
             genome = suggested(self.experiment, trial)
-            self._describe(trial, index, genome)
-            if trial.user_attrs.get("attempt", 1) > ATTEMPTS:
-                result = _abandoned(genome)
-            else:
-                result = self._train(index, genome)
-            cost = cached_cost(genome, self.experiment.context)
-            publish(trial, self.artifacts, genome, cost, result)
-            if result.status == "ok":
-                folder = self.folder / "weights" / genome.key
-                save_weights(folder, result, self.experiment.tasks)
-            self._tell(trial, genome, result)
+        except SpaceError as error:
+            give_back(self.study, trial)
+            self.emit({"event": "exhausted", "index": index, "why": str(error)})
+            return False
+        self._describe(trial, index, genome)
+        if trial.user_attrs.get("attempt", 1) > ATTEMPTS:
+            result = _abandoned(genome)
+        else:
+            result = self._train(index, genome)
+        result, values = self._judged(genome, result)
+        self._keep(trial, genome, result)
+        self._tell(trial, result, values)
         self._sweep_weights()
         self.emit({"event": "end", "index": index, "status": result.status, "why": result.why,
                    "score": result.score, "seconds": result.seconds})  # fmt: skip
+        return True
+
+    def _ready(self, index: int) -> bool:
+        """Wait for the trials that a proposal learns from.
+
+        False if one of them has to be done again: then somebody must be free to do it.
+        """
+        while not self.proposals.ready(index, self.study.records()):
+            reap(self.study, self.proposals.total)
+            if any(trial.state is TrialState.WAITING for trial in self.study.trials()):
+                return False
+            time.sleep(POLL)
+        return True
 
     def _candidate(self, trial: FrozenTrial) -> Candidate:
         """The proposal for a trial that Optuna has just begun."""
-        index = self._numbers[trial.number]
-        while not self.proposals.ready(index, records := self.study.records()):
-            time.sleep(POLL)
-            reap(self.study, self.proposals.total)
-        return self.proposals.propose(index, records)
+        study, index = self.study, self._numbers[trial.number]
+        return self.proposals.propose(index, study.records(), study.genomes())
 
     def _train(self, index: int, genome: Genome) -> TrialResult:
         experiment = self.experiment
@@ -164,8 +200,8 @@ class Worker:
 
     def _costs(self, genome: Genome) -> tuple[float, ...]:
         """The objectives known before training, turned so that smaller is better."""
-        goals = [g for g in self.experiment.goals if not _trained(g.expr.text)]
-        values = [measure(g.expr, genome, self.experiment.context) for g in goals]
+        goals = [goal for goal in self.experiment.goals if not _trained(goal.expr.root)]
+        values = [measure(goal.expr, genome, self.experiment.context) for goal in goals]
         return tuple(-v if g.maximize else v for v, g in zip(values, goals, strict=True))
 
     def _describe(self, trial: optuna.Trial, index: int, genome: Genome) -> None:
@@ -183,7 +219,38 @@ class Worker:
         for name, value in attrs.items():
             trial.set_user_attr(name, value)
 
-    def _tell(self, trial: optuna.Trial, genome: Genome, result: TrialResult) -> None:
+    def _judged(self, genome: Genome, result: TrialResult) -> tuple[TrialResult, list[float]]:
+        """A result with the values of its objectives; invalid if one of them is no number."""
+        if result.status not in ("ok", "diverged"):
+            return result, []
+        known = {"score": result.score, "loss": result.loss}
+        goals, context = self.experiment.goals, self.experiment.context
+        values = [measure(goal.expr, genome, context, known) for goal in goals]
+        wrong = [g.name for g, v in zip(goals, values, strict=True) if not math.isfinite(v)]
+        if wrong:
+            why = f"the objective {wrong[0]} has no value here"
+            result, values = dataclasses.replace(result, status="invalid", why=why), []
+        return result, values
+
+    def _keep(self, trial: optuna.Trial, genome: Genome, result: TrialResult) -> None:
+        """Write artifacts, note and weights.
+
+        Raises:
+            RunError: if the folder cannot be written.
+        """
+        try:
+            cost = cached_cost(genome, self.experiment.context)
+            publish(trial, self.artifacts, genome, cost, result)
+            if result.status == "ok":
+                save_weights(self.folder / "weights" / genome.key, result, self.experiment.tasks)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(
+                f"{self.folder} cannot be written: {reason}. Finished trials are safe; the same "
+                "command continues once it can be"
+            ) from None
+
+    def _tell(self, trial: optuna.Trial, result: TrialResult, values: list[float]) -> None:
         """Hand the result over. The study knows the trial as finished only after all else."""
         attrs: dict[str, Any] = {
             "score": result.score, "error": result.error, "loss": result.loss,
@@ -197,18 +264,11 @@ class Worker:
         if len(self.experiment.goals) == 1 and self.experiment.goals[0].name == "score":
             for stretch, score in enumerate(result.scores, 1):
                 trial.report(score, stretch)
-        if result.status in ("ok", "diverged"):
-            known = {"score": result.score, "loss": result.loss}
-            values = [
-                known[g.name]
-                if _trained(g.name)
-                else measure(g.expr, genome, self.experiment.context)
-                for g in self.experiment.goals
-            ]
-            self.study.optuna.tell(trial, values)
+        if values:
+            self.study.optuna.tell(trial, values, skip_if_finished=True)
         else:
             state = TrialState.PRUNED if result.status == "pruned" else TrialState.FAIL
-            self.study.optuna.tell(trial, state=state)
+            self.study.optuna.tell(trial, state=state, skip_if_finished=True)
 
     def _sweep_weights(self) -> None:
         """Keep the weights of the front; a trial that left it never comes back."""
@@ -219,8 +279,9 @@ class Worker:
             shutil.rmtree(self.folder / "weights" / key, ignore_errors=True)
 
 
-def _trained(text: str) -> bool:
-    return text in ("score", "loss")
+def _trained(node: Node) -> bool:
+    """Whether an expression needs what only training tells."""
+    return node.name in SCORES or any(_trained(part) for part in node.parts)
 
 
 def _abandoned(genome: Genome) -> TrialResult:

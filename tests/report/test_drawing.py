@@ -20,7 +20,12 @@ def texts(root):
 @pytest.mark.parametrize("seed", range(20))
 def test_every_motif_is_drawn_once_with_its_count_and_inside_the_picture(seed):
     rng = random.Random(seed)
-    kinds = [Gene.of("attention"), Gene.of("mamba2"), Gene.of("swiglu"), Gene.of("attention", window=8)]
+    kinds = [
+        Gene.of("attention"),
+        Gene.of("mamba2"),
+        Gene.of("swiglu"),
+        Gene.of("attention", window=8),
+    ]
     genes = tuple(rng.choice(kinds) for _ in range(rng.randint(1, 9)))
     root = draw(genes)
     boxes = sum(len(motif) for _, motif in runs(genes)) + 2
@@ -28,7 +33,9 @@ def test_every_motif_is_drawn_once_with_its_count_and_inside_the_picture(seed):
     assert len(rects) == boxes
     counts = sorted(f"x{n}" for n, _ in runs(genes) if n > 1)
     assert sorted(t for t in texts(root) if t.startswith("x")) == counts
-    assert max(float(r.get("y")) + float(r.get("height")) for r in rects) <= float(root.get("height"))
+    assert max(float(r.get("y")) + float(r.get("height")) for r in rects) <= float(
+        root.get("height")
+    )
 
 
 def test_no_two_boxes_overlap():

@@ -41,7 +41,9 @@ def test_a_running_trial_is_shown_with_task_step_loss_and_accuracy(view):
     text = rendered(view)
     for words in ("#4 attention swiglu", "in-context-recall", "6", "1.250", "0.500", "4/6 trials"):
         assert words in text
-    view.event({"event": "end", "index": 4, "status": "ok", "why": "", "score": 0.5, "seconds": 2.0})
+    view.event(
+        {"event": "end", "index": 4, "status": "ok", "why": "", "score": 0.5, "seconds": 2.0}
+    )
     assert "#4" not in rendered(view)
 
 

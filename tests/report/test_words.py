@@ -14,14 +14,16 @@ def test_count(number, words):
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(512, "512 B"), (1023, "1023 B"), (1024, "1 KiB"), (16_384, "16 KiB"), (3 * 2**19, "1.5 MiB")]
+    ("number", "words"),
+    [(512, "512 B"), (1023, "1023 B"), (1024, "1 KiB"), (16_384, "16 KiB"), (3 * 2**19, "1.5 MiB")],
 )
 def test_size(number, words):
     assert size(number) == words
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(4.2, "4 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+    ("seconds", "words"),
+    [(4.2, "4 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
 )
 def test_span(seconds, words):
     assert span(seconds) == words
@@ -30,7 +32,9 @@ def test_span(seconds, words):
 @given(integers(1, 10**12))
 def test_count_is_true_to_half_a_percent(number):
     value, _, unit = count(number).partition(" ")
-    assert float(value) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[unit] == pytest.approx(number, rel=5e-3)
+    assert float(value) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[unit] == pytest.approx(
+        number, rel=5e-3
+    )
 
 
 @given(floats(0, 1e7), floats(0, 1e7))

@@ -1,0 +1,447 @@
+"""The contract of every block, as laws that raise AssertionError where a block breaks one.
+
+    from archsearch.testing.blocks import BLOCK_LAWS, CASE_LAWS, cases
+
+    @pytest.mark.parametrize("case", cases(MyBlock), ids=str)
+    @pytest.mark.parametrize("law", CASE_LAWS)
+    def test_my_block(law, case):
+        law(case)
+
+A case is a block at one width with one config. `cases` makes them from the search dimensions that
+the block declares, so nothing has to be added when a block or a dimension is.
+
+A block whose training pass looks ahead (`causal=False`) is held to causality, and to decoding like
+its forward pass, in eval mode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import inspect
+import math
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from archsearch.block import Block, Ctx, State, init_weights, role_of
+from archsearch.dims import Dim, Value, word
+from archsearch.errors import BlockError
+from archsearch.seeds import seed
+
+WIDTHS = (32, 48, 64, 16)
+"""Widths of the cases; the first one that a config fits is taken."""
+LENGTHS = (1, 2, 7, 65, 150)
+"""Lengths of sequence: on both sides of the usual sizes of chunks, tiles and windows."""
+LARGEST = 100_000
+"""Most parameters of a case, and most numbers in its decode state; keeps oracles quick."""
+MOST_FIELDS = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A block at one width with one config."""
+
+    block: type[Block]
+    width: int
+    config: Any
+
+    def __str__(self) -> str:
+        fields, usual = dataclasses.asdict(self.config), dict(self.block.info.fill({}))
+        named = (f"{k}={word(v)}" for k, v in fields.items() if v != usual[k])
+        return "-".join((self.block.info.name, str(self.width), *named))
+
+    @property
+    def uses(self) -> int:
+        """Uses that `build` makes room for."""
+        return 3 if self.block.per_use else 1
+
+    def build(
+        self, dtype: torch.dtype = torch.float32, *, drawn: bool = False, start: int = 0
+    ) -> Block:
+        """The block with the weights that training starts from.
+
+        With `drawn`, every parameter is random instead: what starts at 0 or 1 hides mistakes.
+        """
+        module = empty(self.block, self.width, self.config, self.uses).to_empty(device="cpu")
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(math.nan)
+        init_weights(module, self.block.roles, _generator("init", start))
+        module = module.to(dtype).train(self.block.info.causal)
+        if drawn:
+            _draw(module, 1.0)
+        return module
+
+
+Law = Callable[[Case], None]
+BlockLaw = Callable[[type[Block]], None]
+
+
+def cases(block: type[Block], drawn: int = 4) -> list[Case]:
+    """The default, each option and end of a range alone, and `drawn` random small configs.
+
+    Left out is what `check` refuses at every one of `WIDTHS`, and what is larger than `LARGEST`.
+    """
+    info, rng = block.info, random.Random(seed("cases", block.info.name))
+    usual = _case(block, {})
+    assert usual, f"the default of {info.name} fits none of the widths {WIDTHS}"
+    found = {usual: None}
+    for name, dim in info.dims.items():
+        given = {dim.when[0]: dim.when[1]} if dim.when else {}
+        fits = [case for v in _edges(dim) if (case := _case(block, given | {name: v}))]
+        found |= dict.fromkeys(fits if dim.options else [*fits[:4], *fits[-1:]])
+    wanted, tries = len(found) + drawn, 0
+    while len(found) < wanted and tries < 1000:
+        values = {name: rng.choice(_edges(dim, most=16)) for name, dim in info.dims.items()}
+        if case := _case(block, values, rng.sample(WIDTHS, 1)):
+            found[case] = None
+        tries += 1
+    return list(found)
+
+
+def empty(block: type[Block], width: int, config: Any, uses: int = 1) -> Block:
+    """The block on the meta device: shapes without memory."""
+    build: Callable[..., Block] = block
+    with torch.device("meta"):
+        return build(width, config, uses=uses) if block.per_use else build(width, config)
+
+
+def is_documented(block: type[Block]) -> None:
+    """Paper, summary, a line for each of at most 8 parameters, and no `**kwargs`."""
+    info = block.info
+    assert re.fullmatch(r"\d{4}\.\d{4,5}", info.paper), f"'{info.paper}' is not an arXiv number"
+    assert info.summary, "the class has no docstring"
+    assert block.Config.__dataclass_params__.frozen, "Config is not frozen"
+    assert len(info.dims) <= MOST_FIELDS, f"more than {MOST_FIELDS} parameters: split the block"
+    silent = [name for name in info.dims if not info.docs.get(name)]
+    assert not silent, f"no line under the parameter: {', '.join(silent)}"
+    for method in (block.__init__, block.forward, block.step):
+        kinds = [p.kind for p in inspect.signature(method).parameters.values()]
+        assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{method.__qualname__} takes **kwargs"
+
+
+def has_no_dead_roles(block: type[Block]) -> None:
+    """Every declared role belongs to a parameter of some case."""
+    modules = [empty(block, case.width, case.config) for case in cases(block)]
+    names = {name for module in modules for name, _ in module.named_parameters()}
+    dead = [pattern for pattern in block.roles if not fnmatch.filter(names, pattern)]
+    assert not dead, f"roles without a parameter: {', '.join(dead)}"
+
+
+def refuses_what_does_not_fit(block: type[Block]) -> None:
+    """`check` says what is legal, or the block can be built, counted and run."""
+    options = [{}, *({name: v} for name, dim in block.info.dims.items() for v in _edges(dim))]
+    for given in options:
+        config = block.Config(**dict(block.info.fill(given)))
+        for width in (*range(1, 13), 16, 24, 33, 48):
+            refusal, case = _refusal(block, width, config), Case(block, width, config)
+            assert "legal" in (refusal or "legal"), f"does not say what is legal: {refusal}"
+            if refusal or not _affordable(case):
+                continue
+            try:
+                x_BTD, ctx = _inputs(case, 3, torch.float32)
+                y_BTD = case.build()(x_BTD, ctx)
+            except Exception as error:
+                error.add_note(f"check() let {case} pass")
+                raise
+            assert y_BTD.shape == x_BTD.shape, f"{case}: {x_BTD.shape} became {y_BTD.shape}"
+
+
+def equals_oracle(case: Case) -> None:
+    """`forward` equals `oracle` in float64, in value and all gradients, with random parameters."""
+    module = case.build(torch.float64, drawn=True)
+    for index, time in enumerate(LENGTHS):
+        x_BTD, ctx = _inputs(case, time, torch.float64, use=index % case.uses, position=3 * index)
+        want = _with_gradients(module, module.oracle, x_BTD, ctx)
+        got = _with_gradients(module, module, x_BTD, ctx)
+        largest = max(float(g.abs().max()) for g in want.values())
+        for name in want:
+            # a gradient that is 0 in exact arithmetic (a bias on keys) is noise in both
+            _close(got[name], want[name], 1e-9, f"{name} at T={time}", floor=1e-12 * largest)
+
+
+def is_causal(case: Case) -> None:
+    """No output depends on a later token or on how many tokens follow."""
+    module, time = case.build(torch.float64, drawn=True), LENGTHS[-1]
+    x_BTD, ctx = _inputs(case, time, torch.float64)
+    other_BTD, other = _inputs(case, time, torch.float64, "other")
+    embedding_BTD = ctx.embedding
+    y_BTD = module(x_BTD, ctx)
+    for cut in (1, 2, 31, 64, 65, 128, time - 1):
+        with torch.no_grad():
+            prefix = module(x_BTD[:, :cut], Ctx(embedding_BTD[:, :cut]))
+            mixed_x = torch.cat((x_BTD[:, :cut], other_BTD[:, cut:]), 1)
+            mixed_embedding = torch.cat((embedding_BTD[:, :cut], other.embedding[:, cut:]), 1)
+            changed = module(mixed_x, Ctx(mixed_embedding))[:, :cut]
+        _close(changed, y_BTD[:, :cut], 1e-9, f"outputs before {cut} after a change from {cut} on")
+        _close(prefix, y_BTD[:, :cut], 1e-9, f"outputs of the first {cut} tokens alone")
+        weight = torch.randn(prefix.shape, generator=_generator("weight"), dtype=prefix.dtype)
+        loss = (y_BTD[:, :cut] * weight).sum()
+        wanted = [x_BTD, embedding_BTD]
+        for grad in torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True):
+            if grad is not None:
+                late, scale = grad[:, cut:].abs().max(), grad.abs().max()
+                assert late <= 1e-12 * scale, f"outputs before {cut} have gradients from {cut} on"
+
+
+def decodes(case: Case) -> None:
+    """`step` over a sequence equals `forward`, for every use, and keeps the shape of its state."""
+    for dtype, time, rtol in ((torch.float64, 70, 1e-9), (torch.float32, 40, 1e-5)):
+        module = case.build(dtype, drawn=dtype == torch.float64)
+        for use in range(case.uses):
+            x_BTD, ctx = _inputs(case, time, dtype, use=use)
+            with torch.no_grad():
+                want = module(x_BTD, ctx)
+                got = torch.stack([y for y, _ in _decode(module, x_BTD, ctx, time)], 1)
+            _close(got, want, rtol, f"step against forward in {dtype}, use {use}")
+
+
+def keeps_rows_apart(case: Case) -> None:
+    """A sequence has the same output whatever else is in the batch."""
+    module = case.build(torch.float64, drawn=True)
+    x_BTD, ctx = _inputs(case, 20, torch.float64)
+    with torch.no_grad():
+        both, steps = module(x_BTD, ctx), [y for y, _ in _decode(module, x_BTD, ctx, 20)]
+        for row in range(len(x_BTD)):
+            own_x, own_ctx = x_BTD[row : row + 1], Ctx(ctx.embedding[row : row + 1])
+            _close(module(own_x, own_ctx)[0], both[row], 1e-9, f"row {row} alone")
+            alone = [y for y, _ in _decode(module, own_x, own_ctx, 20)]
+            own_steps = torch.stack(steps, 1)[row]
+            _close(torch.stack(alone, 1)[0], own_steps, 1e-9, f"row {row} decoded alone")
+
+
+def costs_what_it_says(case: Case) -> None:
+    """Parameters and state bytes are exact, FLOPs within 2 % of what is measured."""
+    block, width, config = case.block, case.width, case.config
+    for uses in range(1, case.uses + 1):
+        built = sum(p.numel() for p in empty(block, width, config, uses).parameters())
+        again = block.params_per_use(width, config)
+        said = block.cost(width, config, 16).params + (uses - 1) * again
+        assert said == built, f"cost says {said} parameters, built for {uses} uses are {built}"
+    module = case.build()
+    for time in LENGTHS:
+        cost, (x_BTD, ctx) = block.cost(width, config, time), _inputs(case, time, torch.float32)
+        assert 0 <= cost.active_params <= cost.params, "more parameters active than there are"
+        with torch.no_grad():
+            measured = _flops(module, x_BTD, ctx) / (len(x_BTD) * time)
+            error = abs(cost.flops - measured)
+            assert error <= 0.02 * measured, (
+                f"cost says {cost.flops:.0f} FLOPs per token at T={time}, measured {measured:.0f}"
+            )
+            states = [module.init_state(1, time)]
+            states += [s for _, s in _decode(module, x_BTD[:1], Ctx(ctx.embedding[:1]), time)]
+        for step, state in enumerate(states):
+            size = sum(t.numel() * t.element_size() for t in state.values())
+            assert size == cost.state_bytes, (
+                f"cost says {cost.state_bytes} state bytes at T={time}, after {step} steps {size}"
+            )
+
+
+def has_true_roles(case: Case) -> None:
+    """Every parameter has a role, and its named axes are those that grow with the width."""
+    block, config = case.block, case.config
+    small = dict(empty(block, case.width, config).named_parameters())
+    large = dict(empty(block, _wider(case), config).named_parameters())
+    assert small.keys() == large.keys(), "another width has other parameters"
+    for name, parameter in small.items():
+        role, axes = role_of(block.roles, name), len(parameter.shape)
+        assert len(role.axes) == axes, f"{name} has {axes} axes, its role {len(role.axes)}"
+        for axis, (before, after) in enumerate(
+            zip(parameter.shape, large[name].shape, strict=True)
+        ):
+            grows, named = after > before, role.axes[axis] is not None
+            assert grows == named, (
+                f"axis {axis} of {name} {'grows' if grows else 'does not grow'}, "
+                f"but its role calls it {role.axes[axis]}"
+            )
+        count = sum(axis is not None for axis in role.axes)
+        assert (role.kind == "small") == (count == 0), f"{name} is {role.kind}, {count} axes grow"
+        assert role.kind != "vector" or count == 1, f"{name} is a vector, {count} axes grow"
+
+
+def starts_from_roles(case: Case) -> None:
+    """Roles alone fill every parameter, from the given random stream and no other."""
+    held = list(empty(case.block, case.width, case.config, case.uses).buffers())
+    assert not held, "a buffer computed in __init__ is lost when the block leaves the meta device"
+    before = torch.get_rng_state()
+    first, second = case.build(), case.build()
+    for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert a.isfinite().all(), f"{name} is not initialised"
+        assert torch.equal(a, b), f"{name} depends on more than the generator"
+    x_BTD, ctx = _inputs(case, 7, torch.float32)
+    first(x_BTD, ctx)
+    assert torch.equal(torch.get_rng_state(), before), "the global random stream was used"
+
+
+def stays_finite(case: Case) -> None:
+    """Outputs and gradients are finite, with extreme parameters and inputs as well."""
+    usual, drawn, large, extreme = case.build(), case.build(drawn=True), case.build(), case.build()
+    _draw(extreme, 10.0)
+    with torch.no_grad():
+        for parameter in large.parameters():
+            parameter.mul_(10)
+    for time in (1, 2, 63, 257):
+        trials = {
+            "as training starts": (usual, 1.0),
+            "inputs 0": (drawn, 0.0),
+            "inputs x 100": (drawn, 100.0),
+            "parameters x 10": (large, 1.0),
+            "drawn parameters x 10": (extreme, 1.0),
+        }
+        for what, (module, scale) in trials.items():
+            x_BTD, ctx = _inputs(case, time, torch.float32)
+            with torch.no_grad():
+                x_BTD.mul_(scale)
+                ctx.embedding.mul_(scale)
+            for name, value in _with_gradients(module, module, x_BTD, ctx).items():
+                assert value.isfinite().all(), f"{name} is not finite at T={time}, {what}"
+
+
+BLOCK_LAWS: tuple[BlockLaw, ...] = (is_documented, has_no_dead_roles, refuses_what_does_not_fit)
+CASE_LAWS: tuple[Law, ...] = (
+    equals_oracle,
+    is_causal,
+    decodes,
+    keeps_rows_apart,
+    costs_what_it_says,
+    has_true_roles,
+    starts_from_roles,
+    stays_finite,
+)
+
+
+def _edges(dim: Dim, most: float = math.inf) -> tuple[Value, ...]:
+    """Every option; of a range both ends, 3, the powers of two up to `most`, and None.
+
+    Of a range of real numbers both ends and the default.
+    """
+    if dim.options:
+        return dim.options
+    low, high = dim.low or 0, dim.high or 0
+    if dim.real:
+        return tuple(sorted({low, float(dim.default or low), high}))
+    powers = {1 << i for i in range(int(high).bit_length())}
+    whole = sorted(v for v in {low, high, 3, *powers} if v in dim and v <= max(low, most))
+    return (None, *whole) if dim.optional else tuple(whole)
+
+
+def _case(
+    block: type[Block], given: dict[str, Value], widths: tuple[int, ...] | list[int] = WIDTHS
+) -> Case | None:
+    config = block.Config(**dict(block.info.fill(given)))
+    for width in widths:
+        case = Case(block, width, config)
+        if _refusal(block, width, config) is None and _affordable(case):
+            return case
+    return None
+
+
+def _refusal(block: type[Block], width: int, config: Any) -> str | None:
+    """What `check` says against this width, if anything."""
+    try:
+        block.check(width, config)
+    except BlockError as error:
+        return str(error)
+    return None
+
+
+def _affordable(case: Case) -> bool:
+    cost = case.block.cost(case.width, case.config, 64)
+    return max(cost.params, cost.state_bytes // 4) <= LARGEST
+
+
+def _wider(case: Case) -> int:
+    for width in (factor * case.width for factor in (2, 3, 4, 6, 8)):
+        if _refusal(case.block, width, case.config) is None:
+            return width
+    raise AssertionError(f"no multiple of width {case.width} fits {case}")
+
+
+def _generator(*names: object) -> Generator:
+    return Generator().manual_seed(seed(*names))
+
+
+def _draw(module: Block, scale: float) -> None:
+    """Draw every parameter: matrices and filters so that they keep variance, others N(0, 1)."""
+    generator = _generator("draw")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            std = math.prod(parameter.shape[1:]) ** -0.5
+            parameter.normal_(0.0, scale * std, generator=generator)
+
+
+def _inputs(
+    case: Case,
+    time: int,
+    dtype: torch.dtype,
+    stream: str = "inputs",
+    *,
+    use: int = 0,
+    position: int = 0,
+) -> tuple[Tensor, Ctx]:
+    """Two random sequences and embeddings that record gradients."""
+    generator, shape = _generator(stream, time), (2, time, case.width)
+    x_BTD, embedding_BTD = (
+        torch.randn(shape, generator=generator, dtype=dtype, requires_grad=True) for _ in "xe"
+    )
+    return x_BTD, Ctx(embedding_BTD, position=position, use=use)
+
+
+def _with_gradients(
+    module: Block, run: Callable[[Tensor, Ctx], Tensor], x_BTD: Tensor, ctx: Ctx
+) -> dict[str, Tensor]:
+    """The output of `run` and the gradients of a random projection of it, by name."""
+    y_BTD = run(x_BTD, ctx)
+    weight_BTD = torch.randn(y_BTD.shape, generator=_generator("weight"), dtype=y_BTD.dtype)
+    leaves = {"x": x_BTD, "embedding": ctx.embedding, **dict(module.named_parameters())}
+    loss = (y_BTD * weight_BTD).sum()
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    named = zip(leaves.items(), grads, strict=True)
+    found = {f"gradient of {n}": torch.zeros_like(v) if g is None else g for (n, v), g in named}
+    return {"output": y_BTD.detach(), **found}
+
+
+def _decode(module: Block, x_BTD: Tensor, ctx: Ctx, context: int) -> Iterator[tuple[Tensor, State]]:
+    state = module.init_state(len(x_BTD), context)
+    shapes = {name: value.shape for name, value in state.items()}
+    for position, (x_BD, e_BD) in enumerate(
+        zip(x_BTD.unbind(1), ctx.embedding.unbind(1), strict=True)
+    ):
+        y_BD, state = module.step(x_BD, state, Ctx(e_BD, position=position, use=ctx.use))
+        assert {name: value.shape for name, value in state.items()} == shapes, (
+            "a step changed the shape of the state"
+        )
+        yield y_BD, state
+
+
+def _flops(module: Block, x_BTD: Tensor, ctx: Ctx) -> int:
+    """FLOPs of a forward pass as `torch.utils.flop_counter` counts them.
+
+    Its table lacks the attention kernel of the CPU. The formula for it here is that of the kernels
+    it does know: both products over all pairs of query and key, causal or not.
+    """
+
+    def attention(
+        q: torch.Size, k: torch.Size, v: torch.Size, *rest: object, **named: object
+    ) -> int:
+        return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={kernel: attention}) as counter:
+        module(x_BTD, ctx)
+    return counter.get_total_flops()
+
+
+def _close(got: Tensor, want: Tensor, rtol: float, what: str, floor: float = 0.0) -> None:
+    """Compare with the largest number of `want` as the scale."""
+    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
+    error, scale = float((got - want).detach().abs().max()), float(want.detach().abs().max())
+    allowed = rtol * scale + floor
+    assert error <= allowed, f"{what} is off by {error:.1e}, allowed are {allowed:.1e}"

@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+
+from archsearch.block import Ctx
+from archsearch.blocks.mamba2 import Mamba2, ssd
+from archsearch.errors import BlockError
+from archsearch.testing.blocks import Case
+
+
+def case(width=32, **given):
+    return Case(Mamba2, width, Mamba2.Config(**dict(Mamba2.info.fill(given))))
+
+
+def test_size_is_that_of_the_published_layer():
+    # counted on the Mamba2 layer of transformers at d=128, N=64, G=2, P=64
+    config = case(128, d_state=64, head_dim=64, groups=2).config
+    assert Mamba2.cost(128, config, 1).params == 134_412
+
+
+def test_parameters_are_named_and_shaped_as_in_mamba_ssm():
+    shapes = {
+        n: tuple(p.shape) for n, p in case(64, d_state=16, groups=2).build().named_parameters()
+    }
+    assert shapes == {
+        "in_proj.weight": (2 * 128 + 2 * 2 * 16 + 4, 64),
+        "conv1d.weight": (192, 1, 4),
+        "conv1d.bias": (192,),
+        "dt_bias": (4,),
+        "A_log": (4,),
+        "D": (4,),
+        "norm.weight": (128,),
+        "out_proj.weight": (64, 128),
+    }
+
+
+def test_start_is_in_the_published_ranges():
+    block = case(64, head_dim=1, expand=8).build()
+    dt, A = torch.nn.functional.softplus(block.dt_bias), block.A_log.exp()
+    assert 0.99e-3 < dt.min() < 1.2e-3
+    assert 0.08 < dt.max() < 0.101
+    assert abs(dt.log().mean() - math.log(1e-2)) < 0.3
+    assert 1 <= A.min() < 1.5
+    assert 15.5 < A.max() <= 16
+    assert abs(A.mean() - 8.5) < 0.7
+    assert block.conv1d.weight.abs().max() <= 0.5
+    assert (block.D == 1).all()
+
+
+def recurrence(x_BTHP, dt_BTH, log_a_BTH, B_BTGN, C_BTGN):
+    shared = x_BTHP.shape[2] // B_BTGN.shape[2]
+    B, C = B_BTGN.repeat_interleave(shared, 2), C_BTGN.repeat_interleave(shared, 2)
+    S, outputs = 0, []
+    for t in range(x_BTHP.shape[1]):
+        added = torch.einsum("bh,bhn,bhp->bhnp", dt_BTH[:, t], B[:, t], x_BTHP[:, t])
+        S = log_a_BTH[:, t].exp()[..., None, None] * S + added
+        outputs.append(torch.einsum("bhnp,bhn->bhp", S, C[:, t]))
+    return torch.stack(outputs, 1)
+
+
+@pytest.mark.parametrize("slowest", [0.0, -1e-4, -1.0])
+@pytest.mark.parametrize("fastest", [-1.0, -30.0, -1e4])
+def test_scan_is_stable_in_fp32_whatever_the_decays(slowest, fastest):
+    """Slow and fast decays in turn, so that sums over a chunk mix both."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x, B, C, dt = draw(2, 200, 4, 8), draw(2, 200, 2, 8), draw(2, 200, 2, 8), draw(2, 200, 4).abs()
+    log_a = torch.where(draw(2, 200, 4) > 0, slowest, fastest) * dt
+    inputs = [v.requires_grad_() for v in (x, dt, B, C)]
+    weight = draw(2, 200, 4, 8)
+
+    def run(scan, dtype):
+        x, dt, B, C = (v.to(dtype) for v in inputs)
+        y = scan(x, dt, log_a.to(dtype), B, C)
+        grads = torch.autograd.grad((y * weight.to(dtype)).sum(), inputs)
+        return [y.detach().double(), *grads]
+
+    exact = run(recurrence, torch.float64)
+    for got, want in zip(run(ssd, torch.float32), exact, strict=True):
+        assert (got - want).abs().max() < 3e-4 * want.abs().max()
+        assert (got - want).norm() < 1e-4 * want.norm()
+
+
+def test_extreme_decays_in_the_whole_layer():
+    block = case(head_dim=16).build()
+    with torch.no_grad():
+        block.A_log.fill_(math.log(16))
+        block.dt_bias.copy_(torch.tensor([-20.0, -5.0, 5.0, 50.0]))
+    x_BTD = torch.randn(2, 200, 32, generator=torch.Generator().manual_seed(0))
+    got = block(x_BTD, Ctx(x_BTD))
+    want = block.double().oracle(x_BTD.double(), Ctx(x_BTD.double()))
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_state_keeps_one_column_less_than_the_convolution_is_long():
+    for kernel in (1, 2, 4, 16):
+        state = case(conv=kernel).build().init_state(3, 100)
+        assert state["conv"].shape == (3, 64 + 2 * 64, kernel - 1)
+        assert state["ssm"].shape == (3, 2, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"head_dim": 48}, "mamba2.head_dim 48 does not divide the inner width 64 (2 x 32); "
+         "legal: 1, 2, 4, 8, 16, 32, 64"),
+        ({"groups": 3}, "mamba2.groups 3 does not divide the 2 heads (inner width 64 / 32); "
+         "legal: 1, 2"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_in_words(given, text):
+    with pytest.raises(BlockError) as error:
+        Mamba2.check(32, Mamba2.Config(**given))
+    assert str(error.value) == text
