@@ -56,9 +56,10 @@ class Dim:
             raise ValueError(f"the range from {self.low} to {self.high} is empty")
         if self.log and self.low is not None and self.low <= 0:
             raise ValueError(f"a log range starts above 0, not at {word(self.low)}")
-        if self.options and self.real:
-            object.__setattr__(self, "options", tuple(self.cast(v) for v in self.options))
-            object.__setattr__(self, "default", self.cast(self.default))
+        if self.real:
+            object.__setattr__(self, "options", tuple(map(self.cast, self.options)))
+            for name in ("low", "high", "default"):
+                object.__setattr__(self, name, self.cast(getattr(self, name)))
 
     @property
     def real(self) -> bool:

@@ -97,7 +97,7 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         time, K, R = x_BTD.shape[1], self.head_width, self.heads // self.kv_heads
-        position_T = torch.arange(time) + ctx.position
+        position_T = torch.arange(time, device=x_BTD.device) + ctx.position
         qkv = x_BTD @ self.qkv.weight.T
         if self.config.qkv_bias:
             qkv = qkv + self.qkv.bias
@@ -111,7 +111,7 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
                 k_BSK = k_BSK / (k_BSK**2).mean(-1, keepdim=True).add(1e-6).sqrt()
                 q_BTK, k_BSK = q_BTK * self.q_norm.weight, k_BSK * self.k_norm.weight
             if self.config.pos == "rope":
-                rate_I = self.config.theta ** (-2 * torch.arange(K // 2).to(x_BTD.dtype) / K)
+                rate_I = self.config.theta ** (-2 * torch.arange(K // 2).to(x_BTD) / K)
                 turn_TI = torch.exp(1j * position_T[:, None] * rate_I)
                 q_BTI = torch.complex(q_BTK[..., : K // 2], q_BTK[..., K // 2 :]) * turn_TI
                 k_BSI = torch.complex(k_BSK[..., : K // 2], k_BSK[..., K // 2 :]) * turn_TI

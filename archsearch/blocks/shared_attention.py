@@ -138,7 +138,7 @@ class SharedAttention(
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         time, width, K, j = *x_BTD.shape[1:], self.head_width, ctx.use
-        position_T = torch.arange(time) + ctx.position
+        position_T = torch.arange(time, device=x_BTD.device) + ctx.position
         future_TS = position_T[:, None] < position_T
 
         def rms(x: Tensor) -> Tensor:

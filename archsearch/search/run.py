@@ -182,13 +182,14 @@ class Coordinator:
 
     def _listen(self, child: subprocess.Popen[str], words: IO[str]) -> None:
         """Queue what a worker tells, then None when it has left."""
-        assert child.stdout
-        for line in child.stdout:
-            with suppress(ValueError):  # a block may print, too
-                event = json.loads(line)
-                if isinstance(event, dict) and "event" in event:
-                    self.events.put(event)
-        left = child.wait()
+        assert child.stdin and child.stdout  # noqa: PT018
+        with child.stdin, child.stdout:
+            for line in child.stdout:
+                with suppress(ValueError):  # a block may print, too
+                    event = json.loads(line)
+                    if isinstance(event, dict) and "event" in event:
+                        self.events.put(event)
+            left = child.wait()
         with words:
             words.seek(0)
             complaint = words.read().strip()

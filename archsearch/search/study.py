@@ -254,7 +254,7 @@ def record_of(trial: FrozenTrial, index: int) -> Record | None:
 
 def _leaves(data: Any, path: str = "") -> dict[str, str]:
     """Plain data as one value for each path; a list of single values is one value."""
-    if isinstance(data, dict):
+    if isinstance(data, dict) and data:
         parts = {f"{path}.{key}" if path else str(key): value for key, value in data.items()}
     elif isinstance(data, list) and any(isinstance(item, dict | list) for item in data):
         parts = {f"{path}[{i}]": item for i, item in enumerate(data)}

@@ -1,3 +1,7 @@
+import os
+import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,3 +23,33 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def postgresql(tmp_path):
+    """The URL of an empty PostgreSQL database."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    programs = [shutil.which(name) for name in ("initdb", "pg_ctl")]
+    if not all(programs):
+        pytest.skip("there is no PostgreSQL server on this machine")
+    folder, user = tmp_path / "postgresql", []
+    folder.mkdir()
+    if os.geteuid() == 0:  # the server refuses to run as root
+        if not shutil.which("setpriv"):
+            pytest.skip("PostgreSQL does not run as root, and there is no setpriv")
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        os.chown(folder, 65534, 65534)
+        for path in (tmp_path, *tmp_path.parents[:2]):
+            path.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    initdb, pg_ctl = programs
+    data = ["-D", str(folder / "data")]
+    quiet = {"cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
+    subprocess.run([*user, initdb, *data, "-A", "trust", "-U", "me"], **quiet)
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+    log = str(folder / "log")
+    subprocess.run([*user, pg_ctl, *data, "-l", log, "-w", "-o", options, "start"], **quiet)
+    yield f"postgresql+psycopg://me@127.0.0.1:{port}/postgres"
+    subprocess.run([*user, pg_ctl, *data, "-m", "immediate", "stop"], **quiet)

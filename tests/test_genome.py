@@ -1,0 +1,304 @@
+"""Laws of the genome: a value, a file, and one name for each model."""
+
+import copy
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from archsearch.catalogue import block_info, block_names
+from archsearch.errors import SpaceError
+from archsearch.genome import MOST_GENES, MOST_REPEATS, NORMS, Gene, Genome, runs
+from archsearch.model import build
+from archsearch.space_yaml import dump, parse
+
+from .strategies import NEXT, VALUES, genes, genomes, parsed, rewritings
+
+few = settings(max_examples=25, deadline=None)
+many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+TOKENS = torch.randint(0, 11, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+def model(genome, seed=0):
+    return build(genome, 11, generator=torch.Generator().manual_seed(seed))
+
+
+def same_model(first, second):
+    """Whether two genomes are one model: the same tree of modules, and bit-equal outputs."""
+    one, two = model(first), model(second)
+    if {n: p.shape for n, p in one.named_parameters()} != {
+        n: p.shape for n, p in two.named_parameters()
+    }:
+        return False
+    with torch.no_grad():
+        for name, parameter in one.named_parameters():
+            if name.startswith("blocks") and not parameter.any():
+                parameter.fill_(0.01)  # the second factor of a LoRA must not hide the first
+                dict(two.named_parameters())[name].fill_(0.01)
+        return torch.equal(one(TOKENS), two(TOKENS))
+
+
+# A value
+
+
+@many
+@given(genomes())
+def test_json_round_trip(genome):
+    again = Genome.from_json(json.loads(json.dumps(genome.to_json())))
+    assert again == genome
+    assert hash(again) == hash(genome)
+    assert again.key == genome.key
+
+
+@many
+@given(genomes())
+def test_the_file_of_a_genome_is_a_space_with_this_one_member(genome):
+    space = parse(dump(genome)).space
+    assert space.size == 1
+    assert space.replay({}) == genome
+    assert space.locate(genome) == {}
+    assert dump(space.replay({})) == dump(genome)
+
+
+@given(st.integers(1, 3 * MOST_REPEATS), st.integers(1, 2))
+def test_a_deep_genome_is_a_legal_file_too(count, length):
+    motif = (Gene.of("swiglu"), Gene.of("swiglu", mult=3))[:length]
+    genome = Genome(16, motif * count)
+    assert parse(dump(genome)).space.replay({}) == genome
+
+
+def test_a_genome_with_every_letter_for_shared_weights_is_a_legal_file():
+    shared = tuple(Gene.of("swiglu", f"s{i}", mult=1 + i % 16) for i in range(60))
+    genome = Genome(16, (*shared, *shared))
+    assert len({gene.share for gene in genome.genes}) == 60
+    assert parse(dump(genome)).space.replay({}) == genome
+
+
+@given(genomes())
+def test_a_genome_is_frozen(genome):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        genome.d_model = 8
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        genome.genes[0].block = "none"
+
+
+def test_a_genome_needs_no_torch():
+    code = (
+        "import sys; from archsearch.genome import Genome; from archsearch.catalogue import declare;"
+        "from archsearch.catalogue import BlockInfo;"
+        "declare(BlockInfo(name='x', kind='ffn', paper='', summary='', dims={}));"
+        "from archsearch.genome import Gene;"
+        "g = Genome(8, (Gene.of('x'),)); assert Genome.from_json(g.to_json()).key == g.key;"
+        "print('torch' in sys.modules, 'yaml' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+REFUSED = [
+    (lambda: Genome(16, ()), "at least one block"),
+    (lambda: Genome(16, (Gene.of(NEXT),) * 2), "at least one block"),
+    (lambda: Genome(16, (Gene.of("swiglu"),) * (MOST_GENES + 1)), "a genome of 1025 blocks"),
+    (lambda: Genome(0, (Gene.of("swiglu"),)), "d_model cannot be 0"),
+    (lambda: Genome(16.0, (Gene.of("swiglu"),)), "d_model cannot be 16"),
+    (lambda: Genome(16, (Gene.of("swiglu"),), "batch"), "unknown norm 'batch'; legal: rms, layer"),
+    (
+        lambda: Genome(16, (Gene.of("swiglu", "A"), Gene.of("swiglu", "A", mult=3))),
+        "the blocks that share the weights 'A' differ",
+    ),
+    (lambda: Gene.of("swigluu"), "unknown block 'swigluu'; did you mean 'swiglu'"),
+    (lambda: Gene.of("swiglu", mul=2), "has no parameter 'mul'; did you mean 'mult'"),
+    (lambda: Gene.of("swiglu", mult=99), "swiglu.mult cannot be 99; legal: 1 to 16"),
+    (lambda: Genome.from_json({"format": 99}), "genome format 99 is not format 1"),
+]
+
+
+@pytest.mark.parametrize(("how", "why"), REFUSED, ids=map(str, range(len(REFUSED))))
+def test_what_is_no_genome(how, why):
+    with pytest.raises(SpaceError, match=why.replace("(", r"\(")):
+        how()
+
+
+# Its text
+
+
+@many
+@given(st.lists(genes(), max_size=3), st.lists(st.integers(0, 2), max_size=14), st.integers(1, 5))
+def test_runs_spell_the_genes_and_repeat_at_most_so_often(alphabet, order, most):
+    spelled = tuple(alphabet[i] for i in order if i < len(alphabet))
+    found = runs(spelled, most)
+    assert tuple(gene for count, motif in found for gene in motif * count) == spelled
+    assert all(1 <= count <= max(1, most) for count, _ in found)
+
+
+def test_runs_find_a_repeated_motif():
+    a, b = Gene.of("attention"), Gene.of("swiglu")
+    assert runs((a, b, a, b, a, b)) == [(3, (a, b))]
+    assert runs((b, a, a, a, b)) == [(1, (b,)), (3, (a,)), (1, (b,))]
+    assert runs((a, a, a, a, a), 2) == [(2, (a,)), (2, (a,)), (1, (a,))]
+
+
+def test_the_text_of_a_genome():
+    shared = Gene.of(NEXT, "x", heads=2)
+    pair = (Gene.of("attention", heads=2, kv_heads=2), Gene.of("swiglu", mult=3))
+    genome = Genome(16, (shared, *pair, *pair, shared, Gene.of("attention", window=8)))
+    text = "shared_attention*A[heads=2] 2x(attention[heads=2] swiglu[mult=3]) " \
+        "shared_attention*A[heads=2] attention[window=8]"  # fmt: skip
+    assert genome.text() == text
+    assert genome.text({("swiglu", "mult")}) == text.replace("[heads=2]", "").replace(
+        "[window=8]", "")  # fmt: skip
+
+
+# One name for each model
+
+
+@many
+@given(genomes())
+def test_the_canonical_form_is_its_own_canonical_form(genome):
+    assert dataclasses.replace(genome) == genome
+    again = [Gene.of(g.block, g.share, **dict(g.params)) for g in genome.genes]
+    assert tuple(again) == genome.genes
+
+
+@many
+@given(genomes(), st.data())
+def test_other_words_for_a_genome_have_its_key(genome, data):
+    written = data.draw(rewritings(genome))
+    space = parsed(written).space
+    assert space.size == 1, yaml.safe_dump(written)
+    again = space.replay({})
+    assert again == genome, yaml.safe_dump(written)
+    assert again.key == genome.key
+    assert space.locate(genome) == {}
+
+
+@few
+@given(genomes(most=4), st.data())
+def test_one_key_is_one_model_to_the_bit(genome, data):
+    again = parsed(data.draw(rewritings(genome))).space.replay({})
+    assert repr(model(again)) == repr(model(genome))
+    assert same_model(again, genome)
+
+
+def mutations(genome):
+    """Every genome that differs in one gene, in a sharing or in what stands around the stack."""
+    listed = list(genome.genes)
+    for i, gene in enumerate(listed):
+        for name, values in VALUES[gene.block].items():
+            for value in values:
+                given_params = dict(gene.params) | {name: value}
+                if gene.block == "attention" and name == "heads":
+                    given_params["kv_heads"] = None
+                other = Gene.of(gene.block, None, **given_params)
+                yield [*listed[:i], other, *listed[i + 1 :]], {}
+        for block in VALUES:
+            extra = {"head_dim": 4} if block == "mamba2" else {}
+            yield [*listed[:i], Gene.of(block, **extra), *listed[i + 1 :]], {}
+        yield [*listed[:i], gene, gene, *listed[i + 1 :]], {}
+        yield listed[:i] + listed[i + 1 :], {}
+        for j in range(i):
+            if listed[j].block == gene.block and listed[j].params == gene.params:
+                tied = copy.copy(listed)
+                tied[i] = tied[j] = dataclasses.replace(gene, share="new")
+                yield tied, {}
+                swapped = copy.copy(listed)
+                swapped[i], swapped[j] = swapped[j], swapped[i]
+                yield swapped, {}
+    yield listed, {"norm": "layer" if genome.norm == "rms" else "rms"}
+    yield listed, {"tie_embeddings": not genome.tie_embeddings}
+    yield listed, {"d_model": genome.d_model * 2}
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(genomes(most=4), st.data())
+def test_keys_are_equal_where_models_are_and_nowhere_else(genome, data):
+    neighbours = list(mutations(genome))
+    for changed, around in data.draw(st.permutations(neighbours))[:10]:
+        assume(any(gene.block != NEXT for gene in changed))
+        kept = {"d_model": genome.d_model, "norm": genome.norm,
+                "tie_embeddings": genome.tie_embeddings}  # fmt: skip
+        try:
+            other = Genome(genes=tuple(changed), **(kept | around))
+        except SpaceError:
+            continue
+        assert (other.key == genome.key) == (other == genome) == same_model(genome, other), (
+            f"{genome.text()} / {other.text()}"
+        )
+
+
+@pytest.mark.parametrize("block", sorted(VALUES))
+def test_every_parameter_with_an_effect_changes_the_key(block):
+    info = block_info(block)
+    base = Genome(16, (Gene.of(block), Gene.of("swiglu")))
+    for name, dim in info.dims.items():
+        needed = dict([dim.when]) if dim.when else {}
+        ground = Genome(16, (Gene.of(block, **needed), Gene.of("swiglu")))
+        other_value = next(
+            v
+            for v in (dim.options or (dim.low, dim.high))
+            if v != dict(ground.genes[0].params)[name]
+        )
+        other = Genome(16, (Gene.of(block, **needed, **{name: other_value}), Gene.of("swiglu")))
+        assert other.key != ground.key
+        assert bool(needed) or ground == base
+
+
+def test_a_parameter_without_effect_does_not_change_the_key():
+    with_theta = Gene.of("attention", pos="none", theta=7.0)
+    assert Genome(16, (with_theta,)).key == Genome(16, (Gene.of("attention", pos="none"),)).key
+    alone = Genome(16, (Gene.of("attention", "A"), Gene.of("swiglu")))
+    assert alone == Genome(16, (Gene.of("attention"), Gene.of("swiglu"), Gene.of(NEXT, "A")))
+
+
+def scan(count):
+    """Random genomes over the whole declared ranges: key -> canonical text."""
+    rng = random.Random(5)
+    found = {}
+    for _ in range(count):
+        chosen = [Gene.of("swiglu")]
+        for _ in range(rng.randrange(1, 5)):
+            block = rng.choice(block_names())
+            dims = block_info(block).dims
+            given_params = {n: d.sample(rng) for n, d in dims.items() if rng.random() < 0.3}
+            given_params = {n: v for n, v in given_params.items() if v in dims[n]}
+            gene = Gene.of(block, rng.choice((None, None, "A", "B")), **given_params)
+            chosen += [gene] * rng.randrange(1, 3)
+        rng.shuffle(chosen)
+        try:
+            genome = Genome(8 * rng.randrange(1, 9), tuple(chosen), rng.choice(NORMS))
+        except SpaceError:
+            continue
+        found.setdefault(genome.key, set()).add(json.dumps(genome.to_json(), sort_keys=True))
+    return found
+
+
+def assert_no_collision(found, least):
+    assert len(found) > least
+    assert all(len(texts) == 1 for texts in found.values())
+
+
+def test_no_two_of_20_000_random_genomes_share_a_key():
+    assert_no_collision(scan(20_000), 10_000)
+
+
+@pytest.mark.slow
+def test_no_two_of_100_000_random_genomes_share_a_key():
+    assert_no_collision(scan(100_000), 50_000)
+
+
+def test_the_scan_itself_sees_a_collision():
+    with pytest.raises(AssertionError):
+        assert_no_collision({"g1-x": {"one", "two"}, "g1-y": {"one"}}, 1)
+
+
+def test_keys_are_the_same_on_every_machine_and_in_every_version():
+    shared = Gene.of(NEXT, "x")
+    genome = Genome(64, (shared, Gene.of("mamba2"), shared, Gene.of("attention", theta=500.0)))
+    assert genome.key == "g1-PINNED"
