@@ -127,6 +127,8 @@ def _fill(
             gene, shared, values = gene + times, bound, fitting
         for name, dim in option.params:
             answers |= _answer(f"{base}.{name}", dim, values[name])
+    if any(walk.answers.get(question, answer) != answer for question, answer in answers.items()):
+        return None  # a motif makes the same choices in every repeat
     moved = place._replace(slot=place.slot + 1, gene=gene, shared=shared)
     motif = (*walk.motif, (option, times)) if once and not place.repeat else walk.motif
     return _Walk(moved, walk.answers | answers, motif)

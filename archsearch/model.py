@@ -99,8 +99,7 @@ class Model(nn.Module):
         self.final_norm = _norm(genome)
         self.decoder = CodeDecoder(genome.d_model) if readout == "code" else nn.Identity()
         self.readout = nn.Linear(genome.d_model, vocab, bias=False)
-        if genome.tie_embeddings:
-            self.readout.weight = self.embedding.weight
+        self._tie()
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits_BTV for token ids_BT."""
@@ -148,6 +147,16 @@ class Model(nn.Module):
             return role_of(ROLES, name)
         _, module, rest = name.split(".", 2)
         return role_of(self.blocks[module].roles, rest)  # type: ignore[arg-type]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Model:
+        """Move every tensor; a move off the meta device parts weights that are one."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie()
+        return self
+
+    def _tie(self) -> None:
+        if self.genome.tie_embeddings:
+            self.readout.weight = self.embedding.weight
 
     def _block(self, node: _Node) -> Block:
         return self.blocks[node.module]  # type: ignore[return-value]

@@ -16,12 +16,12 @@ VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
     "attention": {
         "heads": (1, 2, 4), "kv_heads": (None, 1), "pos": ("rope", "none"),
         "theta": (10_000.0, 100.0, 500_000.0), "qk_norm": (False, True),
-        "qkv_bias": (False, True), "window": (None, 1, 3, 5),
+        "qkv_bias": (False, True), "window": (None, 3, 5),
     },
     "mamba2": {"d_state": (4, 8, 64), "head_dim": (4, 8), "expand": (1, 2), "conv": (1, 2, 4)},
     "shared_attention": {
         "heads": (2, 4), "mult": (1, 2), "pos": ("none", "rope"), "theta": (10_000.0, 100.0),
-        "mlp_rank": (0, 2), "qkv_rank": (0, 2),
+        "lora_rank": (0, 2), "qkv_lora_rank": (0, 2),
     },
     "swiglu": {"mult": (1, 2, 3), "act": ("silu", "gelu", "relu2")},
 }  # fmt: skip
@@ -78,14 +78,14 @@ def rewritings(draw: st.DrawFn, genome: Genome) -> dict[str, Any]:
             body = draw(st.sampled_from((body, {"one_of": body})))
             define[defined[gene.share]] = {"shared": True, **body}
 
-    def place(gene: Gene) -> dict[str, Any]:
-        """A slot that holds one branch."""
+    def place(gene: Gene, uses: int) -> dict[str, Any]:
+        """A slot that holds one branch and is used so often."""
         what: Any = {gene.block: draw(_spellings(gene))}
         if gene.share:
             what = {"use": defined[gene.share]}
         elif draw(st.integers(0, 4)) == 0:
             name = f"once{len(define)}"
-            define[name] = what | ({"shared": True} if draw(st.booleans()) else {})
+            define[name] = what | ({"shared": True} if uses < 2 and draw(st.booleans()) else {})
             what = {"use": name}
         return draw(_slots(what, names))
 
@@ -101,13 +101,13 @@ def rewritings(draw: st.DrawFn, genome: Genome) -> dict[str, Any]:
         for gene in motif:
             if pattern and draw(st.integers(0, 3)) == 0:
                 pattern.append(draw(_empty_slots()))
-            pattern.append(place(gene))
+            pattern.append(place(gene, count))
         stack.append({"pattern": pattern, **draw(_repeats(count))})
         if length == 1 and draw(st.booleans()):
             stack[-1] = {"pattern": [pattern[0] | {"repeat": count}]}
         at += count * length
         if draw(st.integers(0, 3)) == 0:
-            stack.append({"repeat": 0, "pattern": [place(draw(st.sampled_from(genome.genes)))]})
+            stack.append({"repeat": 0, "pattern": [place(draw(st.sampled_from(genome.genes)), 0)]})
     if draw(st.booleans()):
         tail = draw(st.lists(st.sampled_from([NEXT, "none"]), min_size=1, max_size=2))
         stack.append({"pattern": [{"mixer": block} for block in tail], "repeat": 2})

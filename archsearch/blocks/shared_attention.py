@@ -61,9 +61,9 @@ class SharedAttention(
         """Position encoding."""
         theta: float = real(1.0, 1e7, default=10_000.0, log=True, when=("pos", "rope"))
         """Base of the RoPE wavelengths."""
-        mlp_rank: int = whole(0, 256, default=0)
+        lora_rank: int = whole(0, 256, default=0)
         """Rank of the LoRA that each use has on gate and up; 0 is none."""
-        qkv_rank: int = whole(0, 256, default=0)
+        qkv_lora_rank: int = whole(0, 256, default=0)
         """Rank of the LoRA that each use has on queries, keys and values; 0 is none."""
 
     roles = {
@@ -95,9 +95,9 @@ class SharedAttention(
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
         self.linears = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(uses))
-        if rank := config.mlp_rank:
+        if rank := config.lora_rank:
             self.mlp_loras = nn.ModuleList(LoRA(width, rank, 2 * hidden) for _ in range(uses))
-        if rank := config.qkv_rank:
+        if rank := config.qkv_lora_rank:
             self.qkv_loras = nn.ModuleList(LoRA(pair, rank, pair) for _ in range(3 * uses))
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
@@ -120,7 +120,7 @@ class SharedAttention(
     ) -> tuple[Tensor, Tensor, Tensor]:
         u_BTU = self.norm(torch.cat((x_BTD, embedding_BTD), -1))
         projected = self.qkv(u_BTU)
-        if self.config.qkv_rank:
+        if self.config.qkv_lora_rank:
             loras = self.qkv_loras[3 * use : 3 * use + 3]
             projected = projected + torch.cat([lora(u_BTU) for lora in loras], -1)
         q, k, v = projected.unflatten(-1, (-1, self.head_width)).chunk(3, -2)
@@ -131,7 +131,7 @@ class SharedAttention(
     def _feed_forward(self, y: Tensor, use: int) -> Tensor:
         y = self.mlp_norm(self.out(y))
         gate_up = self.gate_up(y)
-        if self.config.mlp_rank:
+        if self.config.lora_rank:
             gate_up = gate_up + self.mlp_loras[use](y)
         gate, up = gate_up.chunk(2, -1)
         return self.linears[use](self.down(F.gelu(gate) * up))
@@ -151,7 +151,7 @@ class SharedAttention(
         u_BTU = u_BTU / rms(u_BTU) * self.norm.weight
         qkv = []
         for i, weight_UU in enumerate(self.qkv.weight.split(2 * width)):
-            if self.config.qkv_rank:
+            if self.config.qkv_lora_rank:
                 weight_UU = weight_UU + product(self.qkv_loras[3 * j + i])
             qkv.append(u_BTU @ weight_UU.T)
         mixed = []
@@ -171,7 +171,7 @@ class SharedAttention(
         y_BTD = torch.cat(mixed, -1) @ self.out.weight.T
         y_BTD = y_BTD / rms(y_BTD) * self.mlp_norm.weight
         weight_FD = self.gate_up.weight
-        if self.config.mlp_rank:
+        if self.config.lora_rank:
             weight_FD = weight_FD + product(self.mlp_loras[j])
         gate_BTF, up_BTF = (y_BTD @ weight_FD.T).chunk(2, -1)
         gelu_BTF = gate_BTF * (1 + torch.erf(gate_BTF / math.sqrt(2))) / 2
@@ -191,8 +191,8 @@ class SharedAttention(
 
     @staticmethod
     def params_per_use(width: int, config: Config) -> int:
-        qkv = 12 * width * config.qkv_rank
-        return width**2 + qkv + (1 + 2 * config.mult) * width * config.mlp_rank
+        qkv = 12 * width * config.qkv_lora_rank
+        return width**2 + qkv + (1 + 2 * config.mult) * width * config.lora_rank
 
     @staticmethod
     def check(width: int, config: Config) -> None:

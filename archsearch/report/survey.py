@@ -6,6 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+import torch
 from rich.table import Table
 from rich.text import Text
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from archsearch.genome import Genome
     from archsearch.space_yaml import Experiment
 
-STEPS = 4
+STEPS = 2
 """Steps that are timed, after one that is not."""
+TOKENS = 2048
+"""Most tokens in a step that is timed; a larger batch is taken to cost in proportion."""
 
 
 def check_report(experiment: Experiment, console: Console) -> None:
@@ -55,6 +58,7 @@ def check_report(experiment: Experiment, console: Console) -> None:
         table.add_row(*row, Text(genome.text(space.varying)))
     console.print(table)
     if experiment.tasks:
+        torch.set_num_threads(1)  # as a worker trains
         middle = by_size[len(by_size) // 2][0]
         timed = [_seconds(experiment, g) for g in (by_size[0][0], middle, by_size[-1][0])]
         trials = min(experiment.search.trials, len(listed) if listed is not None else 10**9)
@@ -74,12 +78,14 @@ def _seconds(experiment: Experiment, genome: Genome) -> float:
     cached_cost(genome, experiment.context)
     for task in experiment.tasks:
         model = build(genome, task.vocab, task.readout, generator=generator("check"))
-        held_out = task.sample(recipe.eval_rows, generator("check"))
-        short = recipe.model_copy(update={"steps": STEPS + 1, "evals": STEPS + 1})
-        points = fit(model, task, short, generator("check"), (held_out[0][:1], held_out[1][:1]))
+        rows = min(recipe.batch, max(1, TOKENS // task.length))
+        few = {"steps": STEPS + 1, "evals": STEPS + 1, "batch": rows}
+        held_out = task.sample(1, generator("check"))
+        points = fit(model, task, recipe.model_copy(update=few), generator("check"), held_out)
         next(points)
         began = time.perf_counter()
         for _ in points:
             pass
-        total += (time.perf_counter() - began) / STEPS * recipe.steps * recipe.seeds
+        step = (time.perf_counter() - began) / STEPS * recipe.batch / rows
+        total += step * recipe.steps * recipe.seeds
     return total

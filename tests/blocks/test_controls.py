@@ -203,7 +203,7 @@ def test_a_wrong_cost_of_further_uses_is_caught():
     toy = wrapped(SharedAttention, params_per_use=staticmethod(lambda width, config: width**2))
     laws.costs_what_it_says(case(toy))
     with pytest.raises(AssertionError, match="built for 2 uses"):
-        laws.costs_what_it_says(case(toy, mlp_rank=2))
+        laws.costs_what_it_says(case(toy, lora_rank=2))
 
 
 def test_a_missing_role_is_caught():

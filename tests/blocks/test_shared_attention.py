@@ -18,7 +18,7 @@ def tokens(seed=0):
 
 def test_size_is_that_of_the_published_block():
     # counted on Zamba2 of transformers at d=128, f=4d, rank 16: block with adapters, and the linear
-    config = case(128, mult=4, mlp_rank=16, qkv_rank=16).config
+    config = case(128, mult=4, lora_rank=16, qkv_lora_rank=16).config
     assert SharedAttention.cost(128, config, 1).params == 469_376 + 128**2
     further = 128**2 + 12 * 128 * 16 + 128 * 16 + 2 * 16 * 512
     assert SharedAttention.params_per_use(128, config) == further
@@ -43,7 +43,7 @@ def test_the_scale_of_stream_and_embedding_together_is_immaterial():
 
 
 def test_uses_start_equal_but_for_their_linear():
-    block, x, e = case(mlp_rank=2, qkv_rank=2).build(), tokens(), tokens(1)
+    block, x, e = case(lora_rank=2, qkv_lora_rank=2).build(), tokens(), tokens(1)
     first, second = (block(x, Ctx(e, use=use)) for use in (0, 1))
     assert not torch.allclose(first, second)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_uses_start_equal_but_for_their_linear():
 
 @pytest.mark.parametrize("part", ["linears", "mlp_loras", "qkv_loras"])
 def test_weights_of_one_use_do_not_touch_another(part):
-    block, x, e = case(mlp_rank=2, qkv_rank=2).build(drawn=True), tokens(), tokens(1)
+    block, x, e = case(lora_rank=2, qkv_lora_rank=2).build(drawn=True), tokens(), tokens(1)
     before = [block(x, Ctx(e, use=use)) for use in range(3)]
     each = len(getattr(block, part)) // 3
     with torch.no_grad():

@@ -94,12 +94,13 @@ def process(pid: int) -> list[str]:
     return []
 
 
-def workers_on(folder: Path) -> list[int]:
-    """The process numbers of the workers whose command line names a run directory."""
+def workers_on(run: Path, folder: Path) -> list[int]:
+    """The process numbers of the workers on the run directory `run` that work in `folder`."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            words = path.read_bytes().decode(errors="replace").split("\0")
-            if "worker" in words and str(folder) in words and alive(int(path.parent.name)):
-                found.append(int(path.parent.name))
+            words = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            here = (path / "cwd").readlink() == folder.resolve()
+            if here and "worker" in words and str(run) in words and alive(int(path.name)):
+                found.append(int(path.name))
     return found
