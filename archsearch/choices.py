@@ -17,7 +17,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from archsearch.dims import Dim, Value, word
 from archsearch.errors import nearest
-from archsearch.expr import scaled
+from archsearch.expr import UNITS, scaled
 
 RANGE_KEYS = ("from", "to", "step", "log", "powers_of")
 
@@ -81,6 +81,9 @@ def read_choices(data: Any, legal: Dim) -> Dim:
 
 
 def _narrow(values: list[Value], legal: Dim) -> Dim:
+    if _numeric(legal):
+        for value in values:
+            _check_unit(value)
     try:
         return legal.narrow([quantity(v) if _numeric(legal) else v for v in values])
     except ValueError as error:
@@ -138,6 +141,7 @@ def _range_misfits(data: dict[str, Any], numbers: dict[str, Any]) -> list[Misfit
 
 
 _NUMBER = re.compile(r"([-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?)(%|[KMG](?:iB)?)?")
+_UNIT = re.compile(r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?\s*([A-Za-z]+)")
 _FRACTION = re.compile(r"([0-9]{1,15})/([0-9]{1,15})")
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|min|h|d)")
@@ -152,6 +156,14 @@ def quantity(data: Any) -> Any:
     if match := _NUMBER.fullmatch(data):
         return scaled(match[1], match[2] or "")
     return data
+
+
+def _check_unit(data: Any) -> None:
+    """Refuse a number with a unit that there is none of."""
+    match = _UNIT.fullmatch(data) if isinstance(data, str) else None
+    if match and match[1] not in UNITS:
+        legal = ", ".join(unit for unit in UNITS if unit)
+        raise Misfit(f"unknown unit '{match[1]}' in '{data}'; known: {legal}")
 
 
 def duration(data: Any) -> float | None:
@@ -194,6 +206,7 @@ def number(low: float, high: float, *, whole: bool = False) -> _Field:
     bounds = f"from {word(low)} to {word(high)}" if math.isfinite(high) else f"from {word(low)}"
 
     def read(data: Any) -> Any:
+        _check_unit(data)
         value = quantity(data)
         if whole and isinstance(value, float) and value.is_integer():
             value = int(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from archsearch.errors import ArchsearchError, RunError
+from archsearch.errors import ArchsearchError, RunError, SpaceError
 
 if TYPE_CHECKING:
     from archsearch.search.study import Study
@@ -84,7 +84,7 @@ def run(
     overrides += [f"name={name}"] if name else []
     experiment = load(space, tuple(overrides))
     if not experiment.tasks:
-        raise ArchsearchError(f"{space} names no tasks; add e.g. `tasks: {{use: [mad/*]}}`")
+        raise SpaceError(f"{space} names no tasks; add e.g. `tasks: {{use: [mad/*]}}`")
     for warning in experiment.warnings:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
@@ -146,7 +146,7 @@ def check(space: SpaceArg, override: SetOpt = None) -> None:
     experiment = load(space, tuple(override or ()))
     from archsearch.report.survey import check_report
 
-    check_report(experiment, console)
+    check_report(experiment, space, console)
 
 
 @app.command()
@@ -200,7 +200,9 @@ def export(
     write(record.genome, weights, target, force=force)
     console.print(f"wrote {target}: {record.genome.text()}", markup=False, soft_wrap=True)
     if not (weights / "tasks.json").is_file():
-        console.print("without weights: a run keeps those of its front only")
+        console.print(
+            "without weights: a run keeps those of its front, on the machine that trained them"
+        )
     else:
         console.print(
             f"next: python -c \"import archsearch; print(archsearch.load('{target}'))\"",
@@ -230,11 +232,18 @@ def _study(run: str, storage: str) -> Study:
     from archsearch.search.storage import JOURNAL, open_storage
     from archsearch.search.study import Study
 
-    folder = Path(run)
-    if not (folder / "space.yaml").is_file() or not (storage or (folder / JOURNAL).is_file()):
-        here = sorted(str(p.parent) for p in Path().glob(f"runs/*/{JOURNAL}"))
+    folder = Path(run).resolve()
+    if not (folder / "space.yaml").is_file():
+        here = sorted(str(p.parent) for p in Path().glob("runs/*/space.yaml"))
         raise RunError(f"{run} is no run directory; runs here: {', '.join(here) or 'none'}")
-    return Study(open_storage(storage or folder), folder.name)
+    if storage:
+        return Study(open_storage(storage), folder.name)
+    if not (folder / JOURNAL).is_file():
+        raise RunError(
+            f"the study of {run} is not kept there; name its storage with --storage, or in the "
+            "environment as ARCHSEARCH_STORAGE"
+        )
+    return Study.only(open_storage(folder))
 
 
 def _cores() -> int:

@@ -18,6 +18,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from archsearch.errors import nearest
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Mapping, Sequence
@@ -103,6 +105,13 @@ class Dim:
         steps = "" if self.step in (None, 1) else f" in steps of {self.step}"
         return f"{word(self.low)} to {word(self.high)}{steps}{also}"
 
+    def _legal_near(self, value: Value) -> str:
+        """The legal set in words, the nearest one first where they are words."""
+        names = [option for option in self.options if isinstance(option, str)]
+        if names and isinstance(value, str):
+            return nearest(value, names)
+        return f"legal: {self.legal}"
+
     def __contains__(self, value: Value) -> bool:
         if self.options:
             return any(type(v) is type(value) and v == value for v in self.options)
@@ -140,7 +149,7 @@ class Dim:
         chosen = tuple(self.cast(v) for v in values)
         for i, value in enumerate(chosen):
             if value not in self:
-                raise ValueError(f"{word(value)} is not legal here; legal: {self.legal}")
+                raise ValueError(f"{word(value)} is not legal here; {self._legal_near(value)}")
             if value in chosen[:i]:
                 raise ValueError(f"{word(value)} stands twice in the choice")
         return Dim(options=chosen, default=chosen[0] if chosen else None)
@@ -167,7 +176,7 @@ class Dim:
             if step / self.step % 1:
                 raise ValueError(f"the step must be a multiple of {word(self.step)}")
             step = self.cast(step)  # type: ignore[assignment]
-        if log and step not in (None, 1):
+        if log and step is not None and (self.real or step != 1):
             raise ValueError("a log range has no step")
         first, last = ends
         narrowed = Dim(low=first, high=last, step=step, log=log, default=first)  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ ArchsearchError
   ExportError       an exported model is missing or does not fit   exit 4
   TrialError        one trial failed; the study goes on
     Diverged        the loss is not finite
-    OutOfMemory     the model does not fit
 """
 
 from __future__ import annotations
@@ -59,12 +58,6 @@ class Diverged(TrialError):
     """The loss is not finite."""
 
     status = "diverged"
-
-
-class OutOfMemory(TrialError):
-    """The model or its batch does not fit into memory."""
-
-    status = "oom"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

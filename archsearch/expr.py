@@ -129,7 +129,7 @@ class Node:
             return all(part.value(quantity) for part in self.parts)
         if self.op == "or":
             return any(part.value(quantity) for part in self.parts)
-        values = [part.value(quantity) for part in self.parts]
+        values = [float(part.value(quantity)) for part in self.parts]
         if self.op == "not":
             return not values[0]
         if self.op == "/" and values[1] == 0:
@@ -268,8 +268,9 @@ class _Parser:
         args: list[str | float] = []
         if self.take("("):
             while not self.take(")"):
-                if args:
-                    self.expect(",")
+                if args and not self.take(","):
+                    sign = "," if len(args) < len(takes) else ")"
+                    raise ExprError(f"expected '{sign}'", self.here())
                 args.append(self._argument(takes[len(args) : len(args) + 1]))
         fewest = sum(not kind.endswith("?") for kind in takes)
         if not fewest <= len(args) <= len(takes):

@@ -106,7 +106,7 @@ class Genome:
 
     @property
     def key(self) -> str:
-        """Stable identity: equal models have equal keys on every machine and in every version."""
+        """Stable identity: equal models have equal keys on every machine."""
         digest = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).digest()
         return f"g{FORMAT}-{base64.b32encode(digest)[:10].decode().lower()}"
 

@@ -13,7 +13,18 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from archsearch.block import Block, Ctx, Role, State, block_class, init_weights, normal, ones, zeros
+from archsearch.block import (
+    Block,
+    Ctx,
+    Role,
+    State,
+    block_class,
+    init_weights,
+    normal,
+    ones,
+    role_of,
+    zeros,
+)
 from archsearch.catalogue import block_info
 from archsearch.cost import NOTHING, Cost
 from archsearch.errors import BlockError
@@ -26,14 +37,14 @@ Readout = Literal["token", "code"]
 """token: logits at every position. code: all tokens rebuilt from the last position (MAD)."""
 
 
-def unroll(genome: Genome) -> nx.DiGraph:
+def unroll(genome: Genome) -> nx.DiGraph[Any]:
     """The genome as a graph of residual branches, from "embedding" to "readout".
 
     Nodes 0, 1, ... carry `gene`, `module` (the name of its weights) and `use` (how often these
     weights were used before). An edge carries what it does: a "stream" edge brings the residual
     stream, a "side" edge an output that is added to the input of this one branch alone.
     """
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[Any] = nx.DiGraph()
     stream: str | int = EMBEDDING
     sides: list[int] = []
     uses: dict[str, int] = {}
@@ -69,6 +80,8 @@ class Decoding:
     """What `Model.step` carries from token to token."""
 
     states: list[State]
+    context: int
+    """Most tokens that the states were made for."""
     position: int = 0
 
     @property
@@ -115,10 +128,16 @@ class Model(nn.Module):
     def start(self, batch: int, context: int) -> Decoding:
         """The decode state before the first token, for at most `context` tokens."""
         blocks = [self._block(node) for node in self.nodes]
-        return Decoding([block.init_state(batch, context) for block in blocks])
+        return Decoding([block.init_state(batch, context) for block in blocks], context)
 
     def step(self, token_B: Tensor, decoding: Decoding) -> Tensor:
-        """Logits_BV after one more token; `decoding` moves on by one position."""
+        """Logits_BV after one more token; `decoding` moves on by one position.
+
+        Raises:
+            BlockError: if the context that `start` was told of is full.
+        """
+        if decoding.position >= decoding.context:
+            raise BlockError(f"the context of {decoding.context} tokens is full; start with more")
         embedding_BD = self.embedding(token_B)
         outputs: dict[str | int, Tensor] = {EMBEDDING: embedding_BD}
         for node in self.nodes:
@@ -141,8 +160,6 @@ class Model(nn.Module):
 
     def role_of(self, name: str) -> Role:
         """The role of one of `named_parameters()`."""
-        from archsearch.block import role_of
-
         if not name.startswith("blocks."):
             return role_of(ROLES, name)
         _, module, rest = name.split(".", 2)
@@ -213,7 +230,6 @@ def build(
     readout: Readout = "token",
     *,
     generator: Generator,
-    device: str | torch.device = "cpu",
 ) -> Model:
     """A model with weights drawn from `generator`.
 
@@ -222,7 +238,7 @@ def build(
     """
     with torch.device("meta"):
         model = Model(genome, vocab, readout)
-    return model.to_empty(device=device).init(generator)
+    return model.to_empty(device="cpu").init(generator)
 
 
 def cost(genome: Genome, seq_len: int) -> Cost:
@@ -269,10 +285,11 @@ def _modules(genome: Genome, nodes: tuple[_Node, ...]) -> dict[str, Block]:
     return modules
 
 
-def _node(graph: nx.DiGraph, index: int) -> _Node:
+def _node(graph: nx.DiGraph[Any], index: int) -> _Node:
     data = graph.nodes[index]
     before: dict[str, list[Any]] = {"stream": [], "side": []}
-    for source, _, does in graph.in_edges(index, data="kind"):
+    edges: Any = graph.in_edges(index, data="kind")
+    for source, _, does in edges:
         before[does].append(source)
     info, kind = block_info(data["gene"].block), block_class(data["gene"].block)
     return _Node(
@@ -284,6 +301,4 @@ def _node(graph: nx.DiGraph, index: int) -> _Node:
 def _norm(genome: Genome) -> nn.Module:
     if genome.norm == "layer":
         return nn.LayerNorm(genome.d_model)
-    if genome.norm == "rms":
-        return nn.RMSNorm(genome.d_model, eps=1e-5)
-    raise BlockError(f"unknown norm '{genome.norm}'; legal: rms, layer")
+    return nn.RMSNorm(genome.d_model, eps=1e-5)

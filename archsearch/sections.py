@@ -10,7 +10,7 @@ import re
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from archsearch.choices import choices, given, number, seconds
 from archsearch.dims import Dim
@@ -83,12 +83,6 @@ class MatchSection(Section):
     solve: Literal["d_model"] = "d_model"
     """The width to solve for; the values of `model.d_model`, or any multiple of 8."""
 
-    @model_validator(mode="after")
-    def _one_target(self) -> MatchSection:
-        if len(self.targets) != 1:
-            raise ValueError(f"match needs one of: {', '.join(self.TARGETS)}")
-        return self
-
     @property
     def targets(self) -> dict[str, float]:
         """What was given: the quantity and its value."""
@@ -108,12 +102,6 @@ class Objective(Section):
 
     maximize: str = ""
     minimize: str = ""
-
-    @model_validator(mode="after")
-    def _one_direction(self) -> Objective:
-        if len(self.model_fields_set) != 1:
-            raise ValueError("an objective is either {maximize: ...} or {minimize: ...}")
-        return self
 
 
 class TasksSection(Section):
@@ -167,7 +155,7 @@ class SearchSection(Section):
     seed: Annotated[int, number(0, 2**31, whole=True)] = 0
     """Seed of proposals, starts and data."""
     prune: Literal["dominated", "none"] = "dominated"
-    """dominated: end a trial that half of the earlier ones dominate at the same step."""
+    """dominated: end a trial that most earlier ones beat at the same step and the same cost."""
     start_from: list[str] = Field(default_factory=list)
     """Genomes to try first: names of shipped spaces or paths of genome files."""
 
@@ -205,6 +193,8 @@ def explain(error: Any) -> tuple[str, str, bool]:
     kind, loc = error["type"], error["loc"]
     if kind == "extra_forbidden":
         return f"unknown key '{loc[-1]}'", nearest(str(loc[-1]), _legal_keys(loc[:-1])), True
+    if kind == "missing" and isinstance(loc[-1], int):
+        return f"a value is missing here, at least {loc[-1] + 1}", "", False
     if kind == "missing":
         return f"'{loc[-1]}' is missing here", "", False
     if kind == "literal_error":
@@ -212,16 +202,17 @@ def explain(error: Any) -> tuple[str, str, bool]:
         what = given(error["input"])
         return f"unknown {loc[-1]} '{what}'", nearest(what, legal), False
     if kind in _KINDS:
-        hint = "quote it" if kind == "string_type" else ""
+        single = not isinstance(error["input"], list | dict)
+        hint = "quote it" if kind == "string_type" and single else ""
         return f"expected {_KINDS[kind]}, not {given(error['input'])}", hint, False
     if kind == "too_short":
-        return f"too few: {len(error['input'])}, at least {error['ctx']['min_length']}", "", False
+        return "an empty list", "", False
     if kind == "too_long":
-        return f"too many: {len(error['input'])}, at most {error['ctx']['max_length']}", "", False
+        return f"too many values, at most {error['ctx']['max_length']}", "", False
     if kind == "string_pattern_mismatch":
         hint = "letters, digits, '.', '_' and '-', a letter or digit first, at most 64"
         return f"'{given(error['input'])}' is no name", hint, False
-    return error["msg"].removeprefix("Value error, "), "", False
+    return error["msg"], "", False
 
 
 def _legal_keys(loc: tuple[Any, ...]) -> list[str]:

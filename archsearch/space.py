@@ -160,7 +160,7 @@ class SearchSpace:
         return self.resolve(lambda path, _: decisions[path])
 
     def every(self) -> Iterator[Decisions]:
-        """All answers, in order; endless only if a choice is continuous.
+        """All answers, in order.
 
         Raises:
             ValueError: if a choice is continuous.

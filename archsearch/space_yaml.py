@@ -21,7 +21,15 @@ from archsearch.errors import SpaceError, nearest
 from archsearch.expr import QUANTITIES, SCORES, Expr, ExprError, Takes
 from archsearch.genome import Genome
 from archsearch.library import read_space
-from archsearch.sections import WIDTH, Objective, Recipe, SearchSection, SpaceFile, explain
+from archsearch.sections import (
+    WIDTH,
+    MatchSection,
+    Objective,
+    Recipe,
+    SearchSection,
+    SpaceFile,
+    explain,
+)
 from archsearch.space import Match, SearchSpace
 from archsearch.stack_yaml import StackReader
 from archsearch.yaml_source import Document, Path, read
@@ -47,7 +55,7 @@ class Experiment:
     space: SearchSpace
     goals: tuple[Goal, ...]
     tasks: tuple[Any, ...]
-    """Task instances, see `archsearch.tasks`."""
+    """Task instances, see `archsearch.train.Task`."""
     recipe: Recipe
     search: SearchSection
     seeds: tuple[Genome, ...]
@@ -105,6 +113,7 @@ class _Reader:
         document, file = self.document, self._sections()
         stages = self.stack.stages()
         data = document.data if isinstance(document.data, dict) else {}
+        self._check_match(data.get("match"))
         rules = self._rules(data.get("require"))
         goals = self._goals(data.get("objectives"))
         tasks = self._tasks(data.get("tasks"))
@@ -142,7 +151,8 @@ class _Reader:
                     seeds.append(load_genome(source))
                 except SpaceError as error:
                     why, _, more = str(error).partition("\n")
-                    hint = "see `archsearch check` for that file" if more else ""
+                    why, _, hint = why.partition("; ")
+                    hint = "see `archsearch check` for that file" if more else hint
                     self.document.problem(("search", "start_from", i), why, hint)
         return tuple(seeds)
 
@@ -193,7 +203,8 @@ class _Reader:
         try:
             expr = Expr.parse(text, known)
         except ExprError as error:
-            self.document.problem(path, str(error), at=error.at)
+            what, _, hint = str(error).partition("; ")
+            self.document.problem(path, what, hint, at=error.at)
             return None
         for name, at in expr.blocks:
             if name not in block_names():
@@ -206,6 +217,13 @@ class _Reader:
         else:
             self.document.problem(path, "an objective is a number, not a comparison")
         return None
+
+    def _check_match(self, data: Any) -> None:
+        targets = MatchSection.TARGETS
+        named = [key for key in targets if key in data] if isinstance(data, dict) else []
+        if isinstance(data, dict) and len(named) != 1:
+            hint = f"there are {', '.join(named)}" if named else ""
+            self.document.problem(("match",), f"match needs one of {', '.join(targets)}", hint)
 
     def _rules(self, data: Any) -> list[Expr]:
         rules = []
@@ -241,13 +259,18 @@ class _Reader:
             data = [{"maximize": "score"}, {"minimize": "params"}]
         goals: list[Goal] = []
         for i, item in enumerate(data):
-            try:
-                goal = Objective.model_validate(item)
-            except ValidationError:
+            if not isinstance(item, dict):
                 continue
-            (direction,) = goal.model_fields_set
+            directions = [key for key in Objective.model_fields if key in item]
+            if len(directions) != 1:
+                message = "an objective is either {maximize: ...} or {minimize: ...}"
+                self.document.problem(("objectives", i), message)
+                continue
+            (direction,) = directions
             path: Path = ("objectives", i, direction)
-            expr = self._expr(getattr(goal, direction), path, known, truth=False)
+            if not isinstance(item[direction], str):
+                continue
+            expr = self._expr(item[direction], path, known, truth=False)
             if expr and expr.root in [known_goal.expr.root for known_goal in goals]:
                 self.document.problem(path, f"'{expr.text}' stands twice in the objectives")
             elif expr:

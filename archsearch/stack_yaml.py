@@ -192,9 +192,11 @@ class StackReader:
 
     def _use(self, name: Any, path: Path) -> list[Option]:
         if not isinstance(name, str) or name not in self.define:
-            what = f"'{name}'" if isinstance(name, str) else given(name)
+            what = f"'{name}' is not defined"
+            if not isinstance(name, str):
+                what = f"expected the name of a definition, not {given(name)}"
             hint = nearest(str(name), self.define) if self.define else "there is no `define`"
-            self.document.problem(path, f"{what} is not defined", hint)
+            self.document.problem(path, what, hint)
             return []
         if name in self._reading:
             through = [*self._reading[self._reading.index(name) + 1 :], name]

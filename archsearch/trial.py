@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "pruned", "diverged", "oom", "invalid"]
 WORST_LOSS = 1e3
-"""The loss that a diverged trial is recorded with."""
+"""The loss that a trial without a result is recorded with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class TrialResult:
     @property
     def loss(self) -> float:
         """Training loss of the last stretch in nats per scored token, mean over tasks and seeds."""
-        if self.status == "diverged":
+        if self.status == "diverged" or not self.runs:
             return WORST_LOSS
         return _mean([run.curve[-1].loss if run.curve else WORST_LOSS for run in self.runs])
 
@@ -104,9 +104,10 @@ class Progress:
 
 
 def task_label(task: Any, tasks: tuple[Any, ...]) -> str:
-    """A name for one of several tasks: its own, with a number where the name repeats."""
+    """A name for one of several tasks: its own, with a number from the second of that name on."""
     same = [other for other in tasks if other.name == task.name]
-    return task.name if len(same) == 1 else f"{task.name}#{same.index(task) + 1}"
+    place = same.index(task)
+    return f"{task.name}#{place + 1}" if place else task.name
 
 
 def run_trial(

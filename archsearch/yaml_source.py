@@ -78,7 +78,8 @@ class Document:
     def misfit(self, path: Path, parts: Iterable[tuple[str, Path, bool]]) -> None:
         """Note each part of a `Misfit` at the place that it was read from."""
         for message, way, key in parts:
-            self.problem((*path, *way), message, key=key)
+            what, _, hint = message.partition("; ")
+            self.problem((*path, *way), what, hint, key=key)
 
     def spot(self, path: Path, *, key: bool = False) -> Spot:
         """Where the value or key of `path` stands, or the nearest thing around it."""
@@ -165,7 +166,9 @@ def _compose(document: Document, text: str, name: str) -> yaml.Node | None:
     except yaml.reader.ReaderError as error:
         before = text[: error.position].splitlines(keepends=True) or [""]
         spot = Spot(name, len(before) - 1, len(before[-1]))
-        why = f"the character {error.character!r} is not allowed"
+        character = error.character
+        what = repr(chr(character) if isinstance(character, int) else character)
+        why = f"the character {what} is not allowed"
         document.problems[spot, f"not YAML: {why}"] = ""
     except RecursionError:
         why = "nested too deeply"
@@ -173,7 +176,8 @@ def _compose(document: Document, text: str, name: str) -> yaml.Node | None:
         why = str(error).partition("\n")[0]
     if not document.problems:
         spot = Spot(name, mark.line, mark.column) if mark else Spot(name, 0, 0)
-        document.problems[spot, f"not YAML: {why}"] = ""
+        hint = "indent with spaces" if "'\\t'" in why else ""
+        document.problems[spot, f"not YAML: {why}"] = hint
     raise SpaceError(document.report())
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from archsearch.errors import ExportError, nearest
+from archsearch.errors import BlockError, ExportError, SpaceError, nearest
 from archsearch.genome import Genome
 from archsearch.model import Model
 from archsearch.space_yaml import dump
@@ -28,7 +28,7 @@ FORMAT = 1
 def export(genome: Genome, weights: Path | None, target: Path, *, force: bool = False) -> Path:
     """Write a genome, with its weights where there are any, into the directory `target`.
 
-    Everything is written beside it first and moved into place at the end.
+    Every file is written whole before it takes its place, `config.json` last.
 
     Args:
         genome: The architecture.
@@ -54,35 +54,38 @@ def export(genome: Genome, weights: Path | None, target: Path, *, force: bool = 
         "tasks": {},
     }
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".export-", dir=target.resolve().parent))
-        try:
+        target.mkdir(parents=True, exist_ok=True)
+        earlier = _weights_of(target)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=target) as scratch:
+            folder = Path(scratch)
             if weights and (weights / "tasks.json").is_file():
                 config["tasks"] = json.loads((weights / "tasks.json").read_text())
-                for task in config["tasks"].values():
-                    shutil.copyfile(weights / task["file"], scratch / task["file"])
-            (scratch / "model.yaml").write_text(dump(genome))
-            (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            scratch.chmod(0o755)
-            if target.exists():
-                for other in filter(lambda path: not _ours(path), target.iterdir()):
-                    other.rename(scratch / other.name)
-                shutil.rmtree(target.resolve())
-            scratch.rename(target.resolve())
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            files = [task["file"] for task in config["tasks"].values()]
+            for file in files:
+                shutil.copyfile(weights / file, folder / file)
+            (folder / "model.yaml").write_text(dump(genome))
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            for name in (*files, "model.yaml", "config.json"):
+                (folder / name).replace(target / name)
+        for name in earlier - set(files):
+            (target / name).unlink(missing_ok=True)
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror or error}") from None
     return target
 
 
+def _weights_of(folder: Path) -> set[str]:
+    """The weights files that an earlier export left in a directory."""
+    try:
+        tasks = json.loads((folder / "config.json").read_text())["tasks"]
+        return {Path(task["file"]).name for task in tasks.values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
 def _exported(folder: Path) -> bool:
     """Whether a directory holds what `export` writes."""
     return (folder / "model.yaml").is_file() and (folder / "config.json").is_file()
-
-
-def _ours(path: Path) -> bool:
-    return path.name in ("model.yaml", "config.json") or path.suffix == ".safetensors"
 
 
 def load(folder: str | Path, task: str | None = None) -> Model:
@@ -109,6 +112,8 @@ def load(folder: str | Path, task: str | None = None) -> Model:
         }
     except OSError as error:
         raise ExportError(f"{folder / 'config.json'}: {error.strerror}") from None
+    except SpaceError as error:
+        raise ExportError(f"{folder / 'config.json'}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
             f"{folder / 'config.json'} is damaged: {type(error).__name__}: {error}"
@@ -119,13 +124,15 @@ def load(folder: str | Path, task: str | None = None) -> Model:
     if name not in tasks:
         raise ExportError(f"{folder} has no weights for '{name}'; {nearest(name, tasks)}")
     file, vocab, readout = tasks[name]
-    with torch.device("meta"):
-        model = Model(genome, vocab, readout)
-    model = model.to_empty(device="cpu")
     try:
+        with torch.device("meta"):
+            model = Model(genome, vocab, readout)
+        model = model.to_empty(device="cpu")
         load_model(model, folder / file)
     except OSError as error:
         raise ExportError(f"{folder / file} cannot be read: {error.strerror or error}") from None
+    except BlockError as error:
+        raise ExportError(f"{folder / 'config.json'}: {error}") from None
     except (SafetensorError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
         raise ExportError(

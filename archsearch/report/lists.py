@@ -67,12 +67,12 @@ def task_table() -> RenderableType:
     """Every task: vocabulary, length and the accuracy of guessing."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("task", no_wrap=True)
-    for column in ("vocab", "length", "chance", "best"):
+    for column in ("vocab", "length", "chance"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("what is asked")
     for name in sorted(found("tasks")):
         task = found("tasks")[name].load()()
         about = " ".join((type(task).__doc__ or "").strip().split("\n\n")[0].split())
-        numbers = (str(task.vocab), str(task.length), f"{task.chance:.3f}", f"{task.ceiling:.3f}")
+        numbers = (str(task.vocab), str(task.length), f"{task.chance:.3f}")
         table.add_row(name, *numbers, about.split(". ")[0].rstrip(".") + ".")
     return table

@@ -79,10 +79,15 @@ class View:
         self.front, self.best = study.front(), study.best()
 
     @property
+    def partly(self) -> float:
+        """How much of the running trials is done, in trials."""
+        return sum(running.done for running in list(self.running.values()))
+
+    @property
     def left(self) -> float | None:
         """Seconds until the end, judged by the trials so far; None before anything is known."""
         elapsed = time.monotonic() - self.began
-        partly = sum(r.done for r in self.running.values())
+        partly = self.partly
         worked = len(self.ended) + partly
         if worked < 0.2 or elapsed < 3:
             return None
@@ -93,7 +98,7 @@ class View:
 
     def _head(self) -> RenderableType:
         elapsed = time.monotonic() - self.began
-        partly = sum(r.done for r in self.running.values())
+        partly = self.partly
         left = self.left
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(no_wrap=True)

@@ -11,7 +11,7 @@ from archsearch.errors import RunError
 from archsearch.export import export
 from archsearch.report.live import Screen, View
 from archsearch.report.tables import trial_table
-from archsearch.search.run import Coordinator, Run, prepare
+from archsearch.search.run import Coordinator, Run, feasible, prepare
 from archsearch.words import span
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ MOST_ROWS = 30
 
 def search(experiment: Experiment, run: Run, workers: int, console: Console) -> None:
     """Search a space and show it, to the table and the exported model at the end."""
+    feasible(experiment)
     run.prepare(experiment.text)
     with run.claimed():
         study, proposals = prepare(experiment, run, workers)
@@ -39,22 +40,25 @@ def search(experiment: Experiment, run: Run, workers: int, console: Console) -> 
         )
         try:
             with Screen(console, view, study) as screen:
-                Coordinator(run, experiment, study, proposals, workers).go(screen.event)
+                coordinator = Coordinator(run, experiment, study, proposals, workers)
+                coordinator.go(screen.event)
         except KeyboardInterrupt:
             done = len(study.records())
             console.print(
                 f"\nstopped; {done} finished trials are safe. The same command continues."
             )
             raise SystemExit(130) from None
+        if coordinator.exhausted:
+            console.print(f"ended early: {coordinator.exhausted}", markup=False, soft_wrap=True)
+        elif coordinator.finished < proposals.total:
+            console.print("the time of search.time is over; the same command continues")
         best = study.best()
         if best is not None:
-            export(
-                best.genome,
-                run.folder / "weights" / best.genome.key,
-                run.folder / "best",
-                force=True,
-            )
+            weights = run.folder / "weights" / best.genome.key
+            export(best.genome, weights, run.folder / "best", force=True)
         console.print(summary(study, run.folder))
+        if best is None:
+            raise RunError(f"{study.name}: no trial ended well")
 
 
 def summary(study: Study, folder: Path) -> RenderableType:
@@ -104,7 +108,7 @@ def pick(study: Study, which: str) -> Record:
         if best is None:
             raise RunError(f"{study.name} has no trial that ended well yet")
         return best
-    if not which.isdigit() or int(which) not in records:
+    if not which.isdecimal() or not which.isascii() or int(which) not in records:
         known = ", ".join(str(i) for i in sorted(records)[:20])
         raise RunError(f"no finished trial '{which}' in {study.name}; best, or one of: {known}")
     return records[int(which)]

@@ -27,7 +27,7 @@ TOKENS = 2048
 """Most tokens in a step that is timed; a larger batch is taken to cost in proportion."""
 
 
-def check_report(experiment: Experiment, console: Console) -> None:
+def check_report(experiment: Experiment, source: str, console: Console) -> None:
     """Print size, feasible share, what rejects the rest, the extremes and the expected time.
 
     Raises:
@@ -67,7 +67,7 @@ def check_report(experiment: Experiment, console: Console) -> None:
             f"time: {span(min(timed))} to {span(max(timed))} a trial at most, {trials} trials; "
             f"about {span(mean * trials)} on one core"
         )
-    console.print(f"next: archsearch run {space.name}", markup=False)
+    console.print(f"next: archsearch run {source}", markup=False, soft_wrap=True)
 
 
 def _seconds(experiment: Experiment, genome: Genome) -> float:

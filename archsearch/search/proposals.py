@@ -97,6 +97,8 @@ class Proposals:
         )
         chosen = "chosen" if self.experiment.search.strategy == self.strategy else "auto"
         first = WARMUP + self.lag
+        if self.strategy == "tpe" and self.total <= first:
+            return f"{self.total} random members of {size}; TPE would begin after {first}"
         names = {"tpe": f"TPE after {first} random trials", "random": "random without repeats"}
         return f"{names[self.strategy]} ({chosen}: {self.total} trials in {size})"
 

@@ -109,7 +109,8 @@ class Coordinator:
     exhausted: str = ""
     """Why the search ended before its budget; empty while the space has members left."""
     children: list[subprocess.Popen[str]] = field(default_factory=list)
-    events: queue.Queue[Event | None] = field(default_factory=queue.Queue)
+    events: queue.Queue[Event | subprocess.Popen[str]] = field(default_factory=queue.Queue)
+    """What workers tell; a worker itself once it has left."""
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -133,8 +134,9 @@ class Coordinator:
                 while (before := self.finished) < total and not self.exhausted:
                     if until is not None and time.time() >= until:
                         break
+                    self.children, self.errors = [], []
                     self._start(min(self.workers, total - before), until)
-                    self._pass_on(on_event)
+                    self._pass_on(on_event, until)
                     reap(self.study, total)
                     idle = 0 if self.finished > before else idle + 1
                     if idle and not self.exhausted:
@@ -170,18 +172,18 @@ class Coordinator:
         if until is not None:
             command += ["--until", str(until)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        self.children, self.errors = [], []
         for _ in range(count):
             words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - the thread does
             child = subprocess.Popen(
-                command, env=environment, text=True, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=words, start_new_session=True,
+                command, env=environment, encoding="utf-8", errors="replace",
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,
+                start_new_session=True,
             )  # fmt: skip
             self.children.append(child)
             threading.Thread(target=self._listen, args=(child, words), daemon=True).start()
 
     def _listen(self, child: subprocess.Popen[str], words: IO[str]) -> None:
-        """Queue what a worker tells, then None when it has left."""
+        """Queue what a worker tells, then the worker itself when it has left."""
         assert child.stdin and child.stdout  # noqa: PT018
         with child.stdin, child.stdout:
             for line in child.stdout:
@@ -195,32 +197,45 @@ class Coordinator:
             complaint = words.read().strip()
         if left > 0 and complaint:
             self.errors.append(complaint)
-        self.events.put(None)
+        self.events.put(child)
 
-    def _pass_on(self, on_event: Callable[[Event], None]) -> None:
-        """Pass events on until every worker of this round has left."""
-        alive = len(self.children)
+    def _pass_on(self, on_event: Callable[[Event], None], until: float | None) -> None:
+        """Pass events on until every worker of this round has left.
+
+        One that was killed is replaced, a few times a round, so that the rest is not left alone.
+        """
+        alive, spare = len(self.children), ATTEMPTS
         while alive:
             event = self.events.get()
-            if event is None:
+            if isinstance(event, subprocess.Popen):
                 alive -= 1
+                if event.returncode < 0 and spare and alive:
+                    alive, spare = alive + 1, spare - 1
+                    self._start(1, until)
                 continue
             if event["event"] == "exhausted":
                 self.exhausted = event["why"]
             on_event(event)
 
 
-def prepare(experiment: Experiment, run: Run, workers: int) -> tuple[Study, Proposals]:
-    """Open the study of an experiment, and make sure that there is something to train.
+def feasible(experiment: Experiment) -> None:
+    """Make sure that there is something to train, before anything is written.
 
     Raises:
         SpaceError: if no member of the space may be trained.
-        RunError: if the run belongs to another space or cannot be written.
     """
     rng = random.Random(seed(experiment.search.seed, "check"))
     draw(experiment.space, rng, experiment.context, lambda genome: True)
+
+
+def prepare(experiment: Experiment, run: Run, workers: int) -> tuple[Study, Proposals]:
+    """Make the run directory and open the study of an experiment.
+
+    Raises:
+        RunError: if the run belongs to another space or cannot be written.
+    """
     run.prepare(experiment.text)
     with in_words(run.place):
-        study = Study.create(open_storage(run.place), experiment, lag=max(8, 4 * workers))
+        study = Study.create(open_storage(run.place), experiment, lag=max(8, 2 * workers))
         run.keep(experiment.text)
         return study, Proposals(experiment, study.optuna.directions, study.about["lag"])

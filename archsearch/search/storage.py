@@ -46,7 +46,11 @@ class TailLock(JournalFileOpenLock):
     def acquire(self) -> bool:
         """Wait for the lock."""
         self._wait()
-        _cut_torn_tail(self._journal)
+        try:
+            _cut_torn_tail(self._journal)
+        except BaseException:
+            self.release()
+            raise
         return True
 
     def release(self) -> None:

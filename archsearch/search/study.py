@@ -66,6 +66,18 @@ class Study:
         self._begun: dict[int, tuple[int, Genome]] = {}
 
     @classmethod
+    def only(cls, storage: BaseStorage) -> Study:
+        """The study of a storage that holds one.
+
+        Raises:
+            RunError: if it holds none, or several.
+        """
+        names = optuna.get_all_study_names(storage)
+        if len(names) != 1:
+            raise RunError(f"expected one study here; found: {', '.join(names) or 'none'}")
+        return cls(storage, names[0])
+
+    @classmethod
     def create(cls, storage: BaseStorage, experiment: Experiment, lag: int) -> Study:
         """Open the study of an experiment, or begin it.
 

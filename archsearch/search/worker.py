@@ -172,11 +172,14 @@ class Worker:
     def _judge(self, index: int, genome: Genome) -> Callable[[tuple[float, ...]], str]:
         """A rule that says why a trial is hopeless, or "" while it is not.
 
-        From half of the training on, a trial is hopeless once half of the earlier ones (at least
-        five) scored higher at the same stretch and cost no more. Earlier are those that its
-        proposal learned from, so the verdict does not depend on who finished first.
+        From half of the training on, a trial is hopeless once more than half of the earlier ones
+        (of at least five) scored higher at the same stretch and cost no more. Earlier are those
+        that its proposal learned from, so the verdict does not depend on who finished first.
         """
         records, evals = self.study.records(), self.experiment.recipe.evals
+        judged = self.experiment.search.prune == "dominated" and any(
+            goal.name == "score" for goal in self.experiment.goals
+        )
         earlier = [records[i] for i in range(index - self.proposals.lag + 1) if i in records]
         costs = self._costs(genome)
         rivals = [
@@ -186,7 +189,7 @@ class Worker:
 
         def hopeless(scores: tuple[float, ...]) -> str:
             stretch = len(scores)
-            if self.experiment.search.prune == "none" or stretch * 2 < evals or len(earlier) < 5:
+            if not judged or stretch * 2 < evals or len(earlier) < 5:
                 return ""
             higher = [r for r in rivals if r.scores[min(stretch, len(r.scores)) - 1] > scores[-1]]
             if len(higher) * 2 <= len(earlier):

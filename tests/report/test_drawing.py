@@ -1,5 +1,6 @@
 import random
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_every_motif_is_drawn_once_with_its_count_and_inside_the_picture(seed):
 def test_no_two_boxes_overlap():
     root = draw((Gene.of("mamba2"), Gene.of("swiglu")) * 3 + (Gene.of("attention"),))
     tops = sorted(float(r.get("y")) for r in root.iter(f"{SVG}rect") if r.get("rx"))
-    assert all(b - a >= 40 for a, b in zip(tops, tops[1:], strict=False))
+    assert all(b - a >= 40 for a, b in pairwise(tops))
 
 
 def test_shared_weights_carry_their_letter():

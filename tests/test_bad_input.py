@@ -1,0 +1,276 @@
+"""What goes wrong is said in a sentence that names the thing and the way out, with an exit code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import archsearch
+from tests.search.helpers import begin
+
+TINY = """\
+version: 1
+name: tiny
+model:
+  d_model: 16
+  stack:
+    - pattern:
+        - ffn: {swiglu: {mult: [1, 2, 3, 4, 5], act: [silu, gelu, relu2]}}
+tasks: {use: [mad/in-context-recall: {vocab: 8, seq_len: 16}]}
+recipe: {steps: 4, evals: 2, batch: 4, eval_rows: 16}
+search: {trials: 4}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A directory with a finished run in it; a test takes a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(TINY)
+    done = archsearch("run", "tiny.yaml", "--workers", "1", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def here(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "here")
+    return tmp_path / "here"
+
+
+def contents(folder):
+    """Every file but empty ones, byte for byte."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size]
+    return {path: path.read_bytes() for path in files}
+
+
+def refused(*command, cwd, code, words, **environment):
+    """Require that a command ends with a code and a sentence with these words."""
+    done = archsearch(*map(str, command), cwd=cwd, **environment)
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    assert "Traceback" not in said
+    for word in words:
+        assert word in " ".join(done.stderr.split()), said
+    return done
+
+
+def trials(folder):
+    """How many finished trials `archsearch show` finds, 0 if it finds none."""
+    done = archsearch("show", "runs/tiny", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("tiny: "))
+    return 0 if "no trial" in line else int(line.split()[1])
+
+
+def test_a_run_directory_of_another_space(here):
+    (here / "tiny.yaml").write_text(
+        TINY.replace("steps: 4", "steps: 5").replace("act: [silu, ", "act: [")
+    )
+    before = contents(here / "runs")
+    words = ["recipe.steps: 4 -> 5", "swiglu.act", "--name", "Nothing was changed"]
+    refused("run", "tiny.yaml", cwd=here, code=3, words=words)
+    assert contents(here / "runs") == before
+    renamed = archsearch("run", "tiny.yaml", "--name", "other", "--trials", "1", cwd=here)
+    assert renamed.returncode == 0, renamed.stderr
+    assert (here / "runs" / "other" / "best" / "model.yaml").is_file()
+
+
+@pytest.mark.parametrize("command", ["run tiny.yaml", "show runs/tiny", "export runs/tiny out"])
+def test_a_damaged_study_file(here, command):
+    journal = here / "runs" / "tiny" / "journal.log"
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:20], "~" * 30, *lines[21:]]) + "\n")
+    before = contents(here)
+    words = ["journal.log:21: ", "damaged", "Nothing was changed", "head -n 20"]
+    refused(*command.split(), cwd=here, code=3, words=words)
+    assert contents(here) == before
+
+
+def test_a_torn_study_file_is_mended_and_the_run_goes_on(here):
+    journal = here / "runs" / "tiny" / "journal.log"
+    journal.write_bytes(journal.read_bytes()[:-40])
+    before = trials(here)
+    again = archsearch("run", "tiny.yaml", "--workers", "1", cwd=here)
+    assert again.returncode == 0, again.stderr
+    assert (before, trials(here)) == (3, 4)
+
+
+def test_a_place_that_is_a_file(here):
+    (here / "file").write_text("")
+    for place in ("file", "file/below"):
+        words = [place, "cannot be written", "--dir"]
+        refused("run", "tiny.yaml", "--dir", place, cwd=here, code=3, words=words)
+
+
+def as_somebody_else(*command, cwd):
+    """Run the command line as a user who may read everything here and write nothing."""
+    prefix = []
+    if os.geteuid() == 0:
+        prefix = ["setpriv", "--reuid=65534", "--clear-groups"]
+        for path in (cwd, *cwd.parents[:4]):
+            if path.is_relative_to("/tmp") and path != Path("/tmp"):
+                path.chmod(0o755)
+        can = shutil.which("setpriv") and subprocess.run(
+            [*prefix, sys.executable, "-Bc", "import archsearch.search.run"], capture_output=True
+        )
+        if not can or can.returncode:
+            pytest.skip("root may write everywhere, and no other user can run this Python")
+    else:
+        for path in [cwd, *cwd.rglob("*")]:
+            path.chmod(path.stat().st_mode & ~0o222)
+    command = [*prefix, sys.executable, "-B", "-m", "archsearch", *command]
+    env = os.environ | {"COLUMNS": "80", "HOME": str(cwd)}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env)
+
+
+def test_a_directory_that_cannot_be_written(here):
+    before = contents(here)
+    shown = as_somebody_else("show", "runs/tiny", cwd=here)
+    assert shown.returncode == 0, shown.stderr
+    assert "4 trials" in shown.stdout
+    for command, code, words in (
+        (["run", "tiny.yaml"], 3, ["runs/tiny", "--dir", "Permission denied"]),
+        (["run", "tiny.yaml", "--name", "new"], 3, ["runs/new", "--dir"]),
+        (["export", "runs/tiny", "out"], 4, ["out cannot be written", "Permission denied"]),
+    ):
+        done = as_somebody_else(*command, cwd=here)
+        said = " ".join(done.stderr.split())
+        assert done.returncode == code, said
+        assert "Traceback" not in said
+        assert all(word in said for word in words), said
+    assert contents(here) == before
+
+
+def test_a_full_disk(tmp_path):
+    """Files may grow to 24 KiB and no further, which the study file of fifteen trials does."""
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("trials: 4", "trials: 15"))
+    command = [sys.executable, "-m", "archsearch", "run", "tiny.yaml", "--workers", "2"]
+    limited = ["bash", "-c", 'ulimit -f 24; exec "$@"', "bash", *command]
+    done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    said = " ".join(done.stderr.split())
+    for word in ("journal.log cannot be written", "Finished trials are safe", "same command"):
+        assert word in said
+    safe = trials(tmp_path)
+    assert 0 < safe < 15
+    again = archsearch("run", "tiny.yaml", "--workers", "2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert trials(tmp_path) == 15
+    for line in done.stdout.splitlines():
+        if line.startswith("["):
+            score = line.partition("score ")[2].split()[0]
+            assert score in again.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_small_disk_that_is_full(tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=240k", "tmpfs", str(runs)])
+    if mounted.returncode:
+        pytest.skip("a disk cannot be mounted here")
+    try:
+        (tmp_path / "tiny.yaml").write_text(TINY.replace("trials: 4", "trials: 15"))
+        words = ["cannot be written", "No space left on device"]
+        refused("run", "tiny.yaml", cwd=tmp_path, code=3, words=words)
+        safe = trials(tmp_path)
+        assert safe < 15
+        subprocess.run(["mount", "-o", "remount,size=8m", str(runs)], check=True)
+        again = archsearch("run", "tiny.yaml", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert trials(tmp_path) == 15
+        assert "oom" not in again.stdout
+    finally:
+        subprocess.run(["umount", str(runs)], check=True)
+
+
+def test_an_export_into_a_directory_with_other_things(here):
+    (here / "mine").mkdir()
+    (here / "mine" / "thesis.txt").write_text("years of work")
+    before = contents(here)
+    for flags in ([], ["--force"]):
+        words = ["mine is not empty", "nothing was written", "Choose another place"]
+        refused("export", "runs/tiny", "mine", *flags, cwd=here, code=4, words=words)
+    assert contents(here) == before
+
+
+def test_an_export_over_an_export(here):
+    first = archsearch("export", "runs/tiny", "out", cwd=here)
+    assert first.returncode == 0, first.stderr
+    words = ["out is not empty", "--force"]
+    refused("export", "runs/tiny", "out", "--trial", "1", cwd=here, code=4, words=words)
+    forced = archsearch("export", "runs/tiny", "out", "--trial", "1", "--force", cwd=here)
+    assert forced.returncode == 0, forced.stderr
+
+
+@pytest.mark.parametrize("which", ["99", "-1", "worst", "1.5", "٣"])
+def test_an_unknown_trial(here, which):
+    words = [f"'{which}'", "0, 1, 2, 3"]
+    refused("export", "runs/tiny", "out", "--trial", which, cwd=here, code=3, words=words)
+    assert not (here / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_run_without_a_finished_trial(tmp_path):
+    begin(tmp_path / "runs" / "tiny", TINY)
+    assert trials(tmp_path) == 0
+    words = ["tiny has no trial that ended well yet"]
+    refused("export", "runs/tiny", "out", cwd=tmp_path, code=3, words=words)
+    words = ["no finished trial '0'"]
+    refused("export", "runs/tiny", "out", "--trial", "0", cwd=tmp_path, code=3, words=words)
+
+
+@pytest.mark.parametrize("command", ["show", "export", "dashboard"])
+def test_a_place_without_a_run(here, command):
+    for place in ("runs/nowhere", "tiny.yaml", "."):
+        target = ["out"] if command == "export" else []
+        words = [f"{place} is no run directory", "runs/tiny"]
+        refused(command, place, *target, cwd=here, code=3, words=words)
+
+
+def test_a_port_in_use(here):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        words = [f"port {port}", "--port"]
+        refused("dashboard", "runs/tiny", "--port", port, cwd=here, code=3, words=words)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:s3cret@127.0.0.1:1/db",
+        "sqlite:////nowhere/at/all.db",
+        "nonsense://me:s3cret@somewhere/db",
+    ],
+)
+def test_a_storage_that_cannot_be_opened(here, url):
+    scheme = url.partition("://")[0]
+    for command in (["run", "tiny.yaml"], ["show", "runs/tiny"]):
+        done = refused(*command, "--storage", url, cwd=here, code=3, words=["the storage", scheme])
+        assert "s3cret" not in done.stdout + done.stderr
+    by_environment = {"ARCHSEARCH_STORAGE": url}
+    done = refused("run", "tiny.yaml", cwd=here, code=3, words=[scheme], **by_environment)
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_a_study_that_is_not_there(here):
+    words = ["no study 'other' here", "known: tiny"]
+    arguments = ["--study", "other", "--dir", "runs/tiny"]
+    refused("worker", "runs/tiny", *arguments, cwd=here, code=3, words=words)
+
+
+def test_a_reader_that_leaves_early_is_no_error(here):
+    show = [sys.executable, "-m", "archsearch", "show", "runs/tiny"]
+    with subprocess.Popen(show, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        done.stdout.close()
+        assert b"Traceback" not in done.stderr.read()
