@@ -168,11 +168,13 @@ def blocks(
 
 
 @app.command()
-def tasks() -> None:
-    """List the tasks, with the score of guessing."""
-    from archsearch.report.lists import task_table
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="One task, with its parameters.")] = None,
+) -> None:
+    """List the tasks, with the score of guessing, or describe one."""
+    from archsearch.report.lists import task_page, task_table
 
-    console.print(task_table())
+    console.print(task_page(name) if name else task_table())
 
 
 @app.command()

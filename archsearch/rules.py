@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from archsearch.cost import Cost
 from archsearch.errors import BlockError, SpaceError
-from archsearch.model import cost
+from archsearch.model import configured, cost
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator, Mapping
 
     from archsearch.expr import Expr
-    from archsearch.genome import Genome
+    from archsearch.genome import Gene, Genome
     from archsearch.space import Decisions, SearchSpace
 
 TRIES = 2000
@@ -107,36 +107,22 @@ def settle(space: SearchSpace, genome: Genome, context: int) -> Genome:
 
 def _solve(space: SearchSpace, genome: Genome, context: int) -> Genome:
     """The legal width whose size is nearest to the target; size grows with the width."""
-    match, widths = space.match, space.widths
+    match, genes = space.match, {dataclasses.replace(gene, share=None) for gene in genome.genes}
     assert match is not None
+    widths = [w for w in space.widths if not any(_refusal(gene, w) for gene in genes)]
+    if not widths:
+        why = next(filter(None, (_refusal(gene, space.widths[-1]) for gene in genes)))
+        raise Infeasible("a block refuses every width", f"no legal width fits, e.g.: {why}")
 
     def size(index: int) -> float:
-        """Size at one of the widths; nan where a block refuses it."""
-        try:
-            at_width = dataclasses.replace(genome, d_model=widths[index])
-            return measure(match.quantity, at_width, context)
-        except BlockError:
-            return math.nan
+        return measure(match.quantity, dataclasses.replace(genome, d_model=widths[index]), context)
 
-    def fits(index: int) -> bool:
-        return not math.isnan(size(index))
-
-    smallest = next(filter(fits, range(len(widths))), None)
-    largest = next(filter(fits, reversed(range(len(widths)))), None)
-    if smallest is None or largest is None:
-        raise Infeasible("match", f"no legal width fits the blocks of {genome.text()}")
-    below, above = smallest, largest
-    low, high = smallest, largest + 1
+    smallest, largest = 0, len(widths) - 1
+    low, high = smallest, largest
     while high - low > 1:
         middle = (low + high) // 2
-        probe = next(filter(fits, range(middle, high)), None)
-        if probe is None:
-            high = middle
-        elif size(probe) <= match.target:
-            low = below = probe
-        else:
-            high, above = middle, probe
-    best = min(below, above, key=lambda index: abs(size(index) - match.target))
+        low, high = (middle, high) if size(middle) <= match.target else (low, middle)
+    best = min(low, high, key=lambda index: abs(size(index) - match.target))
     error = abs(size(best) / match.target - 1)
     if error > match.tolerance:
         text, reach = match.quantity.text, (size(smallest), size(largest))
@@ -148,6 +134,17 @@ def _solve(space: SearchSpace, genome: Genome, context: int) -> Genome:
             reach,
         )
     return dataclasses.replace(genome, d_model=widths[best])
+
+
+@lru_cache(maxsize=2**14)
+def _refusal(gene: Gene, width: int) -> str:
+    """Why a block cannot be built at a width; empty if it can."""
+    kind, config = configured(gene)
+    try:
+        kind.check(width, config)
+    except BlockError as error:
+        return str(error)
+    return ""
 
 
 def members(space: SearchSpace, context: int) -> list[Candidate] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -29,7 +30,11 @@ def space_table() -> RenderableType:
     """Every shipped space: its size, its tasks and what it is about."""
     table = _table("space", "combinations", "tasks", "what it asks")
     for name in shipped():
-        experiment = load(name)
+        try:
+            experiment = load(name)
+        except SpaceError as error:
+            table.add_row(name, "", "", Text(str(error).splitlines()[0], style="red"))
+            continue
         about = str(experiment.notes).strip()
         size = f"{experiment.space.size:.3g}"
         table.add_row(name, size, str(len(experiment.tasks)), about)
@@ -61,6 +66,24 @@ def block_page(name: str) -> RenderableType:
         table.add_row(key, default, dim.legal, info.docs.get(key, "") + when)
     head = Text.assemble((name, "bold"), f"  {info.kind}, arXiv {info.paper}\n{info.summary}.")
     return Group(head, Text(), table)
+
+
+def task_page(name: str) -> RenderableType:
+    """One task with its parameters and their defaults.
+
+    Raises:
+        SpaceError: if there is no such task.
+    """
+    if name not in found("tasks"):
+        raise SpaceError(f"unknown task '{name}'; {nearest(name, found('tasks'))}")
+    kind = found("tasks")[name].load()
+    axes = getattr(kind, "axes", {})
+    table = _table("parameter", "default", "harder values")
+    for field in dataclasses.fields(kind):
+        harder = ", ".join(str(value) for value in axes.get(field.name, ()))
+        table.add_row(field.name, str(field.default), harder)
+    about = " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split())
+    return Group(Text.assemble((name, "bold"), f"\n{about}"), Text(), table)
 
 
 def task_table() -> RenderableType:

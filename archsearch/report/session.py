@@ -85,9 +85,13 @@ def summary(study: Study, folder: Path) -> RenderableType:
         for name, value in best.attrs.items()
         if name.startswith("accuracy/")
     )
+    if "*" in best.genome.text():
+        parts.append(Text("*A marks branches that share one set of weights", style="dim"))
     parts += [
         Text(),
-        Text.assemble("best  ", (best.genome.text(varying), "bold"), f"  ({best.genome.key})"),
+        Text.assemble(
+            f"best  #{best.index} ", (best.genome.text(varying), "bold"), f"  ({best.genome.key})"
+        ),
         Text(f"      {per_task}"),
     ]
     if (folder / "best" / "model.yaml").is_file():

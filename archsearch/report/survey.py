@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from archsearch.rules import cached_cost, draw, members, survey
+from archsearch.search.proposals import seed_candidates
 from archsearch.seeds import seed
 from archsearch.train import fit, generator
 from archsearch.words import count, size, span
@@ -31,13 +32,14 @@ def check_report(experiment: Experiment, source: str, console: Console) -> None:
     """Print size, feasible share, what rejects the rest, the extremes and the expected time.
 
     Raises:
-        SpaceError: if no member may be trained.
+        SpaceError: if no member may be trained, or a genome of `start_from` is not in the space.
     """
     space, context = experiment.space, experiment.context
     for warning in experiment.warnings:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     rng = random.Random(seed(experiment.search.seed, "check"))
     draw(space, rng, context, lambda genome: True)
+    seed_candidates(experiment)
     listed = members(space, context)
     distinct = f", {len(listed)} distinct and feasible" if listed is not None else ""
     console.print(f"{space.name}: {space.size:.6g} combinations{distinct}")
@@ -65,9 +67,11 @@ def check_report(experiment: Experiment, source: str, console: Console) -> None:
         mean = sum(timed) / 3
         console.print(
             f"time: {span(min(timed))} to {span(max(timed))} a trial at most, {trials} trials; "
-            f"about {span(mean * trials)} on one core"
+            f"about {span(mean * trials)} on one core as busy as now"
         )
-    console.print(f"next: archsearch run {source}", markup=False, soft_wrap=True)
+        console.print(f"next: archsearch run {source}", markup=False, soft_wrap=True)
+    else:
+        console.print("no tasks are named, so it cannot be run; e.g. `tasks: {use: [mad/*]}`")
 
 
 def _seconds(experiment: Experiment, genome: Genome) -> float:

@@ -24,6 +24,7 @@ def trial_table(
 ) -> Table:
     """Trials, one a row: genome, parameters, state, score with its spread, other objectives."""
     table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
+    table.add_column("#", justify="right", no_wrap=True)
     table.add_column(title, overflow="fold")
     for name in ("params", "state", "score", "+/- s.e."):
         table.add_column(name, justify="right", no_wrap=True)
@@ -34,6 +35,7 @@ def trial_table(
         attrs = record.attrs
         ended = record.status == "ok"
         table.add_row(
+            str(record.index),
             Text(record.genome.text(varying)),
             count(attrs["params"]),
             size(attrs["state_bytes"]),

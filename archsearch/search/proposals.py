@@ -67,7 +67,7 @@ class Proposals:
     ) -> None:
         self.experiment, self.lag = experiment, lag
         space, context, search = experiment.space, experiment.context, experiment.search
-        self._first = _seed_candidates(experiment)
+        self._first = seed_candidates(experiment)
         self._listed = members(space, context)
         random.Random(seed(search.seed, "order")).shuffle(self._listed or [])
         self._everything = self._listed is not None and search.trials >= len(self._listed)
@@ -250,7 +250,7 @@ def _asking(trial: optuna.Trial, decisions: dict[str, Any]) -> Callable[[str, Di
     return ask
 
 
-def _seed_candidates(experiment: Experiment) -> list[Candidate]:
+def seed_candidates(experiment: Experiment) -> list[Candidate]:
     """`start_from` as candidates.
 
     Raises:

@@ -1,0 +1,111 @@
+"""Imports point downward: a module knows the floors below its own, and its own, and no other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    0: "errors dims cost seeds words catalogue genome expr drawing",
+    1: "block kernels",
+    2: "blocks",
+    3: "choices sections yaml_source stack_yaml space_yaml space locate library schema model rules",
+    4: "train trial weights testing",
+    5: "search",
+    6: "export scale",
+    7: "report cli __main__ __init__",
+}
+FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+TORCH_FREE = [
+    "choices",
+    "sections",
+    "yaml_source",
+    "stack_yaml",
+    "space_yaml",
+    "space",
+    "locate",
+    "library",
+    "schema",
+]
+
+
+def imports(source, package=""):
+    """Every module that a source imports, at any depth; what only types need is left out."""
+    tree = ast.parse(source)
+    typing_only = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+def unit(module):
+    """The part of archsearch that a module belongs to."""
+    return [*module.split("."), "__init__"][1]
+
+
+def upward(name, source):
+    """The imports of a source in unit `name` that point upward."""
+    modules = list(imports(source))
+    assert not any(module.startswith(".") for module in modules), "imports are absolute"
+    return [
+        module
+        for module in modules
+        if module.split(".")[0] == "archsearch" and FLOOR[unit(module)] > FLOOR[name]
+    ]
+
+
+def sources(folder):
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def unit_of(path):
+    return path.relative_to(ROOT / "archsearch").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sources("archsearch"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downward(path):
+    assert unit_of(path) in FLOOR, "a new unit needs a floor"
+    assert upward(unit_of(path), path.read_text()) == []
+
+
+def test_an_upward_import_is_caught():
+    assert upward("dims", "from archsearch.model import Model") == ["archsearch.model"]
+    assert upward("search", "def f():\n    import archsearch.report.live") == [
+        "archsearch.report.live"
+    ]
+
+
+@pytest.mark.parametrize("path", sources("archsearch"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_tasks_and_spaces_are_found_by_entry_point_alone(path):
+    packages = {module.split(".")[0] for module in imports(path.read_text())}
+    assert not packages & {"mad_tasks", "search_spaces"}
+
+
+@pytest.mark.parametrize("path", sources("mad_tasks"), ids=lambda p: p.name)
+def test_the_tasks_stand_alone(path):
+    packages = {module.split(".")[0] for module in imports(path.read_text())}
+    assert "archsearch" not in packages
+
+
+@pytest.mark.parametrize("name", [*FLOORS[0].split(), *TORCH_FREE])
+def test_what_the_checker_needs_imports_no_torch(name):
+    packages = {m.split(".")[0] for m in imports((ROOT / "archsearch" / f"{name}.py").read_text())}
+    assert not packages & {"torch", "optuna"}
+
+
+def test_third_parties_stay_on_their_floors():
+    allowed = {"optuna": 5, "optuna_dashboard": 5, "rich": 7, "typer": 7, "networkx": 3, "yaml": 3}
+    for path in sources("archsearch"):
+        for module in imports(path.read_text()):
+            floor = allowed.get(module.split(".")[0], 0)
+            assert FLOOR[unit_of(path)] >= floor, f"{path.name} imports {module}"
