@@ -19,7 +19,7 @@ from archsearch.genome import Genome
 from archsearch.space_yaml import Experiment, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from optuna.storages import BaseStorage
 
@@ -183,9 +183,10 @@ class Study:
                 self._begun[trial.number] = index, genome
         return dict(self._begun.values())
 
-    def front(self) -> list[Record]:
-        """The trials that no other beats in every objective, best score first."""
-        done = [r for r in self.records().values() if r.values and r.status == "ok"]
+    def front(self, records: Iterable[Record] | None = None) -> list[Record]:
+        """The trials that no other dominates, best first; of all of them unless `records` says."""
+        among = self.records().values() if records is None else records
+        done = [r for r in among if r.values and r.status == "ok"]
         front = [r for r in done if not any(self.dominates(o.values, r.values) for o in done)]
         return sorted(front, key=lambda r: (self._signed(r.values), r.index))
 
@@ -194,13 +195,13 @@ class Study:
         a, b = self._signed(one), self._signed(other)
         return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
-    def best(self) -> Record | None:
+    def best(self, records: Iterable[Record] | None = None) -> Record | None:
         """The winner: of the front members that the best one does not clearly beat, the cheapest.
 
         Clearly is by more than the two standard errors of the difference when the first objective
         is the score; otherwise it is by anything at all.
         """
-        front = self.front()
+        front = self.front(records)
         if not front:
             return None
         top = front[0]
