@@ -34,6 +34,8 @@ QUANTITIES: dict[str, Takes] = {
     "adjacent": ("block", "block"),
 }
 """What is known before training."""
+STATEMENTS = ("adjacent",)
+"""Which of them are true or false."""
 SCORES: dict[str, Takes] = {"score": (), "loss": ()}
 """What is known after training."""
 UNITS: dict[str, int | Decimal] = {
@@ -117,7 +119,7 @@ class Node:
     @property
     def truth(self) -> bool:
         """Whether the value is true or false."""
-        return self.op in _COMPARE or self.op in ("and", "or", "not")
+        return self.op in (*_COMPARE, "and", "or", "not") or self.name in STATEMENTS
 
     def value(self, quantity: Quantity) -> float:
         """Evaluate by walking the tree."""

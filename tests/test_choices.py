@@ -95,7 +95,7 @@ MISFITS = [
         ((0,), "0 is not legal here; legal: 1 to 1000"),
         ((2,), "y is not legal here; legal: 1 to 1000"),
     ]),
-    (WORD, "relu", [((), "relu is not legal here; legal: silu, gelu")]),
+    (WORD, "relu", [((), "relu is not legal here; did you mean 'gelu'? known: gelu, silu")]),
     (WORD, {"from": 1, "to": 2}, [((), "a range needs numbers; legal: silu, gelu")]),
     (FLAG, 1, [((), "1 is not legal here; legal: false, true")]),
     (FLAG, "yes", [((), "yes is not legal here; legal: false, true")]),

@@ -21,8 +21,9 @@ from archsearch.expr import (
 VALUES = {
     ("params", ()): 1200.0, ("layers", ()): 7.0, ("d_model", ()): 64.0, ("flops", ()): 2.5e6,
     ("flops", (4096,)): 9e6, ("state_bytes", (128,)): 0.0, ("count", ("swiglu",)): 2.0,
-    ("count", ("shared-x",)): 1.0, ("adjacent", ("mamba2", "attention")): 1.0,
+    ("count", ("shared-x",)): 1.0,
 }  # fmt: skip
+TRUTHS = {("adjacent", ("mamba2", "attention")): True, ("adjacent", ("mamba2", "mamba2")): False}
 PYTHON = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "<": operator.lt, "<=": operator.le,
     ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
@@ -34,7 +35,7 @@ LEVEL = {"or": 1, "and": 2, "not": 3, "*": 6, "/": 6, "+": 5, "-": 5} | dict.fro
 
 
 def look_up(name, args):
-    return VALUES[name, args]
+    return (VALUES | TRUTHS)[name, args]
 
 
 @st.composite
@@ -52,6 +53,8 @@ def numbers(draw, depth=3):
 @st.composite
 def truths(draw, depth=3):
     """A random tree over statements."""
+    if draw(st.integers(0, 6)) == 0:
+        return ("quantity", draw(st.sampled_from(sorted(TRUTHS))))
     if depth == 0 or draw(st.integers(0, 2)) == 0:
         sign = draw(st.sampled_from(["<", "<=", ">", ">=", "==", "!="]))
         return (sign, draw(numbers(2)), draw(numbers(2)))
@@ -66,7 +69,7 @@ def value(tree):
         digits = parts[0].rstrip("KMGiB%")
         return float(digits) * float(UNITS[parts[0][len(digits) :]])
     if kind == "quantity":
-        return VALUES[parts[0]]
+        return (VALUES | TRUTHS)[parts[0]]
     values = [value(part) for part in parts]
     if kind == "minus":
         return -values[0]
@@ -150,6 +153,7 @@ BROKEN = [
     ("params > 1 and layers", 15, "expected a comparison here, not a number"),
     ("not layers", 4, "expected a comparison here, not a number"),
     ("1 + (2 < 3)", 4, "expected a number here, not a comparison"),
+    ("adjacent(a, b) == 1", 0, "expected a number here, not a comparison"),
     ("-(2 < 3)", 1, "expected a number here, not a comparison"),
     ("(1 < 2) == (3 < 4)", 0, "expected a number here, not a comparison"),
     ("score > 1", 0, "unknown quantity 'score'"),
@@ -193,7 +197,7 @@ def test_the_longest_expression_can_be_evaluated():
 
 
 def test_block_names_are_known_with_their_place():
-    text = "count(swiglu) + count(shared-x) > 1 and adjacent( a , b) == 1"
+    text = "count(swiglu) + count(shared-x) > 1 and not adjacent( a , b)"
     blocks = Expr.parse(text, QUANTITIES).blocks
     assert [name for name, _ in blocks] == ["swiglu", "shared-x", "a", "b"]
     assert all(text[at : at + len(name)] == name for name, at in blocks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def export(genome: Genome, weights: Path | None, target: Path, *, force: bool = 
         "key": genome.key,
         "tasks": {},
     }
+    made = not target.exists()
     try:
         target.mkdir(parents=True, exist_ok=True)
         earlier = _weights_of(target)
@@ -70,6 +72,9 @@ def export(genome: Genome, weights: Path | None, target: Path, *, force: bool = 
         for name in earlier - set(files):
             (target / name).unlink(missing_ok=True)
     except OSError as error:
+        if made:
+            with suppress(OSError):
+                target.rmdir()
         raise ExportError(f"{target} cannot be written: {error.strerror or error}") from None
     return target
 

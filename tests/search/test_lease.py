@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from archsearch.search import lease
 from archsearch.search.lease import ATTEMPTS, BEAT, EXPIRY, give_back, hold, me, reap, surplus
 from tests.search.helpers import LISTED, alive, begin, opened, outcome, process, searched, worker
 
@@ -115,6 +116,32 @@ def test_a_living_owner_keeps_its_trial_however_long_it_is_silent(study):
     for alone in (False, True):
         reap(study, TOTAL, alone=alone)
         assert states(study) == [TrialState.RUNNING]
+
+
+def test_a_sign_of_life_is_given_while_a_trial_is_held_whatever_happens_to_the_storage(
+    study, monkeypatch
+):
+    monkeypatch.setattr(lease, "BEAT", 0.01)
+    trial = study.optuna.ask()
+    seen, write = [], type(trial).set_user_attr
+
+    def sometimes(self, name, value):
+        seen.append(value["seen"])
+        if len(seen) == 3:
+            raise OSError("no answer")
+        write(self, name, value)
+
+    monkeypatch.setattr(type(trial), "set_user_attr", sometimes)
+    with hold(trial):
+        deadline = time.time() + 20
+        while len(seen) < 10:
+            assert time.time() < deadline
+            time.sleep(0.01)
+    told = len(seen)
+    time.sleep(0.1)
+    assert len(seen) == told
+    assert seen == sorted(seen)
+    assert study.trials()[0].user_attrs["owner"]["seen"] == seen[-1]
 
 
 def test_another_process_with_the_number_of_the_owner_is_not_the_owner(study):
@@ -293,7 +320,7 @@ def test_a_worker_that_cannot_go_on_gives_its_trial_back(tmp_path, study, unbrok
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_the_owner_may_belong_to_another_user(study, tmp_path):
     begun(study)
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *tmp_path.parents[:3]):
         path.chmod(0o755)
     script = (
         "import os, sys; from archsearch.search.lease import reap;"
