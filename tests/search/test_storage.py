@@ -12,11 +12,13 @@ import sys
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy.exc import OperationalError
 
 from archsearch.errors import RunError
-from archsearch.search.storage import JOURNAL, open_storage
+from archsearch.search.storage import JOURNAL, TailLock, in_words, open_storage
 
 WRITER = """
 import resource, sys
@@ -152,6 +154,18 @@ def test_processes_that_write_at_once_lose_nothing(folder):
         assert [name for name in written(folder) if name in names] == names
 
 
+def test_who_holds_the_lock_writes_alone(folder):
+    lock = TailLock(folder / JOURNAL)
+    lock.acquire()
+    writer = start(WRITER, folder, "a", 3, 0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        writer.wait(timeout=3)
+    assert written(folder).count("a/0") == 0
+    lock.release()
+    names = writer.communicate(timeout=60)[0].split()[1:]
+    assert missing(names, folder) == []
+
+
 def test_the_count_notices_one_lost_line(folder):
     writer = start(WRITER, folder, "a", 5, 0)
     names = writer.communicate()[0].split()[1:]
@@ -224,6 +238,18 @@ def test_a_url_that_cannot_be_opened_is_named_without_its_password(url):
     assert "s3cret" not in str(caught.value)
     assert url.partition("://")[0] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [StorageInternalError, OperationalError])
+@pytest.mark.parametrize("url", ["x://me:s3cret@h/d", "x://me@h/d?password=s3cret"])
+def test_a_complaint_of_a_database_is_one_sentence_without_the_password(error, url):
+    text = f"no answer from {url} with s3cret\nand more"
+    arguments = [text, {}, Exception(text)] if error is OperationalError else [text]
+    with pytest.raises(RunError, match="no answer") as caught, in_words(url):
+        raise error(*arguments)
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "Finished trials are safe" in str(caught.value)
 
 
 def test_a_place_that_is_no_directory_is_refused(tmp_path):
