@@ -9,7 +9,7 @@ import ast
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
@@ -92,10 +92,17 @@ class Ctx:
 
     embedding: Tensor
     """The token embeddings, same shape as the input."""
-    position: int = 0
-    """Index of the first token of the input in its sequence."""
+    position: int | Tensor = 0
+    """Index of the first token of the input in its sequence; or of each token, position_BT, where
+    the input leaves some of the sequence out."""
+    seen: int = 0
+    """Tokens that the decode state has met (`step` alone)."""
     use: int = 0
     """How often the weights were used before in this forward pass (shared blocks)."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Collects what training adds to the loss of the task, weighted already: `forward` appends."""
+    noise: Generator | None = None
+    """The random stream of training; None where nothing may be random."""
 
 
 class Block(nn.Module):
@@ -157,11 +164,11 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
-        """The branch for one token at `ctx.position`. `state` may be changed in place."""
+        """The branch for one token, after `ctx.seen` others; `state` may be changed in place."""
         raise NotImplementedError
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
-        """What `forward` must equal: the paper's equations, naive and readable, any dtype."""
+        """What `forward` must equal, its losses too: the paper's equations, naive, any dtype."""
         raise NotImplementedError
 
     @staticmethod

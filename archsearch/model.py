@@ -141,7 +141,8 @@ class Model(nn.Module):
         embedding_BD = self.embedding(token_B)
         outputs: dict[str | int, Tensor] = {EMBEDDING: embedding_BD}
         for node in self.nodes:
-            ctx = Ctx(embedding=embedding_BD, position=decoding.position, use=node.use)
+            at = decoding.position
+            ctx = Ctx(embedding=embedding_BD, position=at, seen=at, use=node.use)
             x_BD, state = self._input(node, outputs), decoding.states[node.index]
             y_BD, decoding.states[node.index] = self._block(node).step(x_BD, state, ctx)
             outputs[node.index] = outputs[node.stream] + y_BD if node.joins else y_BD

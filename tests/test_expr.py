@@ -110,6 +110,13 @@ def test_the_value_is_the_one_that_python_computes(tree, spaces):
     assert Expr.parse(text, QUANTITIES) == expr
 
 
+def test_the_units():
+    assert {unit: float(size) for unit, size in UNITS.items()} == {
+        "": 1, "%": 0.01, "K": 1e3, "M": 1e6, "G": 1e9,
+        "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3,
+    }  # fmt: skip
+
+
 def test_precedence_decides_the_value():
     assert Expr.parse("2 + 3 * 4", {})(look_up) == 14
     assert Expr.parse("2 - 3 - 4", {})(look_up) == -5

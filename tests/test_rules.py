@@ -14,6 +14,7 @@ from archsearch.expr import QUANTITIES, Expr
 from archsearch.genome import Gene, Genome
 from archsearch.model import build, cost
 from archsearch.rules import Infeasible, Survey, draw, measure, members, settle, survey
+from archsearch.space import Match
 from archsearch.space_yaml import load
 
 from .strategies import NEXT, genomes, parsed, spaces
@@ -23,16 +24,13 @@ CONTEXT = 64
 TARGETS = ("params", "active_params", "flops", "state_bytes")
 
 
-def with_match(experiment, target, value, tolerance):
-    return dataclasses.replace(
-        experiment.space,
-        match=dataclasses.replace(MATCH, quantity=Expr.parse(target, QUANTITIES), target=value,
-                                  tolerance=tolerance),
-    )  # fmt: skip
+def with_match(space, target, value, tolerance):
+    """The space with its width solved for a size."""
+    quantity = Expr.parse(target, QUANTITIES)
+    return dataclasses.replace(space, match=Match(quantity, value, tolerance))
 
 
 STACK = {"stack": [{"pattern": [{"mixer": "swiglu"}]}]}
-MATCH = parsed({"model": STACK, "match": {"params": 1}}).space.match
 
 
 def sizes(space, genome, target):
@@ -58,22 +56,23 @@ WIDTHS = st.one_of(
 @some
 @given(spaces(most=500), WIDTHS, st.sampled_from(TARGETS), st.data())
 def test_the_solved_width_is_the_best_of_all_legal_ones(experiment, widths, target, data):
-    space = parsed({"model": STACK | {"d_model": widths}}).space.d_model
-    target_value = data.draw(st.integers(50, 60_000))
-    tolerance = data.draw(st.sampled_from([0.01, 0.05, 0.5]))
-    space = dataclasses.replace(with_match(experiment, target, target_value, tolerance),
-                                d_model=space)  # fmt: skip
-    rng = random.Random(target_value)
+    legal = parsed({"model": STACK | {"d_model": widths}}).space.d_model
+    space = dataclasses.replace(experiment.space, d_model=legal)
+    rng = random.Random(len(legal.values))
     for _ in range(4):
         try:
             genome = space.replay(space.sample(rng))
         except SpaceError:
             continue
         possible = sizes(space, genome, target)
-        off = {width: abs(size / target_value - 1) for width, size in possible.items()}
+        near = data.draw(st.sampled_from(sorted(possible.values()) or [1000]))
+        wanted = max(1.0, near * data.draw(st.floats(0.9, 1.1)))
+        tolerance = data.draw(st.sampled_from([0.01, 0.03, 0.05, 0.5]))
+        matched = with_match(space, target, wanted, tolerance)
+        off = {width: abs(size / wanted - 1) for width, size in possible.items()}
         best = min(off.values(), default=2.0)
         try:
-            solved = settle(space, genome, CONTEXT)
+            solved = settle(matched, genome, CONTEXT)
         except Infeasible as error:
             assert best > tolerance
             if possible:

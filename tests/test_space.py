@@ -103,6 +103,25 @@ def test_sharing_is_a_gene_of_its_own():
     assert once.locate(Genome(16, (Gene.of("swiglu"),) * 2)) is None
 
 
+def test_two_definitions_are_two_sets_of_weights():
+    slots = tuple(Slot(n, (Option(f"use:{n}", "swiglu", (), n),), Dim(options=(2,))) for n in "ab")
+    space = a_space(Stage("s", slots, ONE))
+    one, other = Gene.of("swiglu", "x"), Gene.of("swiglu", "y")
+    assert space.locate(Genome(16, (one, one, other, other))) == {}
+    assert space.locate(Genome(16, (one, one, one, one))) is None
+    assert space.locate(Genome(16, (one, other, one, other))) is None
+
+
+def test_shared_parameters_are_asked_for_once_wherever_they_are_used():
+    option = Option("use:a", "swiglu", (("mult", Dim(options=(1, 3))),), "a")
+    stages = [Stage(n, (Slot("f", (option,), ONE),), ONE, c) for n, c in (
+        ("p", "once"), ("q", "per_repeat"), ("r", "once"))]  # fmt: skip
+    asked = []
+    genome = a_space(*stages).resolve(lambda path, dim: asked.append(path) or dim.values[-1])
+    assert asked == ["define.a.mult"]
+    assert genome.text() == "3xswiglu*A[mult=3]"
+
+
 def test_a_large_space_is_searched_in_no_time_for_a_genome_that_it_does_not_hold():
     slots = tuple(Slot(f"s{i}", (Option("a", "swiglu"), Option("none", None)), Dim(
         low=0, high=4, step=1)) for i in range(4))  # fmt: skip

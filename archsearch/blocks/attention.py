@@ -83,21 +83,22 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
 
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
         q_BTHK, k_BTGK, v_BTGK = self._project(x_BD[:, None], ctx.position)
-        y_BHK = recall(q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0], state, ctx.position)
+        y_BHK = recall(q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0], state, ctx.seen)
         return self.out(y_BHK.flatten(-2)), state
 
-    def _project(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BTD: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         split = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width)).split(split, -2)
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.config.pos == "rope":
-            q, k = rope(q, start, self.config.theta), rope(k, start, self.config.theta)
+            q, k = (rope(x, position, self.config.theta) for x in (q, k))
         return q, k, v
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         time, K, R = x_BTD.shape[1], self.head_width, self.heads // self.kv_heads
-        position_T = torch.arange(time, device=x_BTD.device) + ctx.position
+        index_T = torch.arange(time, device=x_BTD.device)
+        position_T = ctx.position if isinstance(ctx.position, Tensor) else index_T + ctx.position
         qkv = x_BTD @ self.qkv.weight.T
         if self.config.qkv_bias:
             qkv = qkv + self.qkv.bias
@@ -112,12 +113,12 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
                 q_BTK, k_BSK = q_BTK * self.q_norm.weight, k_BSK * self.k_norm.weight
             if self.config.pos == "rope":
                 rate_I = self.config.theta ** (-2 * torch.arange(K // 2).to(x_BTD) / K)
-                turn_TI = torch.exp(1j * position_T[:, None] * rate_I)
+                turn_TI = torch.exp(1j * position_T[..., None] * rate_I)
                 q_BTI = torch.complex(q_BTK[..., : K // 2], q_BTK[..., K // 2 :]) * turn_TI
                 k_BSI = torch.complex(k_BSK[..., : K // 2], k_BSK[..., K // 2 :]) * turn_TI
                 q_BTK = torch.cat((q_BTI.real, q_BTI.imag), -1)
                 k_BSK = torch.cat((k_BSI.real, k_BSI.imag), -1)
-            age_TS = position_T[:, None] - position_T
+            age_TS = index_T[:, None] - index_T
             seen_TS = (age_TS >= 0) & (age_TS < (self.config.window or time))
             score_BTS = (q_BTK @ k_BSK.mT / math.sqrt(K)).masked_fill(~seen_TS, -math.inf)
             mixed.append(score_BTS.softmax(-1) @ v_BSK)
@@ -148,16 +149,17 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
         require(info, "kv_heads", kv_heads, divisors(config.heads), why)
 
 
-def rope(x_BTHK: Tensor, start: int, theta: float) -> Tensor:
-    """Turn channel pairs (i, i + K/2) by position * theta^(-2i/K); x[:, 0] is at `start`.
+def rope(x_BTHK: Tensor, position: int | Tensor, theta: float) -> Tensor:
+    """Turn channel pairs (i, i + K/2) by position * theta^(-2i/K); `position` as in `Ctx`.
 
     Angles are at least fp32, whatever the type of x.
     """
     time, half = x_BTHK.shape[1], x_BTHK.shape[-1] // 2
     exact, device = torch.promote_types(x_BTHK.dtype, torch.float32), x_BTHK.device
     rate_I = theta ** (-torch.arange(half, dtype=exact, device=device) / half)
-    position_T = torch.arange(start, start + time, dtype=exact, device=device)
-    angle_T1I = position_T[:, None, None] * rate_I
+    if isinstance(position, int):
+        position = torch.arange(position, position + time, device=device)
+    angle_T1I = position.to(exact)[..., None, None] * rate_I
     cos_T1I, sin_T1I = angle_T1I.cos().to(x_BTHK.dtype), angle_T1I.sin().to(x_BTHK.dtype)
     a_BTHI, b_BTHI = x_BTHK.chunk(2, -1)
     turned_a = torch.addcmul(a_BTHI * cos_T1I, b_BTHI, sin_T1I, value=-1)
@@ -202,17 +204,18 @@ def recall(
     k_BGK: Tensor,
     v_BGK: Tensor,
     state: State,
-    position: int,
+    seen: int,
     scale: float | None = None,
 ) -> Tensor:
     """Softmax attention of one query over the cache, after its own key and value went in.
 
-    The cache is a ring: past its end the newest token takes the place of the oldest.
+    The cache, which has met `seen` tokens, is a ring: past its end the newest token takes the place
+    of the oldest.
     """
     slots = state["k"].shape[2]
-    state["k"][:, :, position % slots] = k_BGK
-    state["v"][:, :, position % slots] = v_BGK
-    k_BGSK, v_BGSK = (state[name][:, :, : position + 1] for name in ("k", "v"))
+    state["k"][:, :, seen % slots] = k_BGK
+    state["v"][:, :, seen % slots] = v_BGK
+    k_BGSK, v_BGSK = (state[name][:, :, : seen + 1] for name in ("k", "v"))
     grouped = q_BHK.shape[1] != k_BGK.shape[1]
     y_BHTK = F.scaled_dot_product_attention(
         q_BHK[:, :, None], k_BGSK, v_BGSK, scale=scale, enable_gqa=grouped

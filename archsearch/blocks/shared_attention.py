@@ -112,11 +112,11 @@ class SharedAttention(
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
         embedding_BTD = ctx.embedding[:, None]
         q, k, v = self._project(x_BD[:, None], embedding_BTD, ctx.position, ctx.use)
-        y_BHK = recall(q[:, 0], k[:, 0], v[:, 0], state, ctx.position, scale=self.scale)
+        y_BHK = recall(q[:, 0], k[:, 0], v[:, 0], state, ctx.seen, scale=self.scale)
         return self._feed_forward(y_BHK.flatten(-2), ctx.use), state
 
     def _project(
-        self, x_BTD: Tensor, embedding_BTD: Tensor, start: int, use: int
+        self, x_BTD: Tensor, embedding_BTD: Tensor, position: int | Tensor, use: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         u_BTU = self.norm(torch.cat((x_BTD, embedding_BTD), -1))
         projected = self.qkv(u_BTU)
@@ -125,7 +125,7 @@ class SharedAttention(
             projected = projected + torch.cat([lora(u_BTU) for lora in loras], -1)
         q, k, v = projected.unflatten(-1, (-1, self.head_width)).chunk(3, -2)
         if self.config.pos == "rope":
-            q, k = rope(q, start, self.config.theta), rope(k, start, self.config.theta)
+            q, k = (rope(x, position, self.config.theta) for x in (q, k))
         return q, k, v
 
     def _feed_forward(self, y: Tensor, use: int) -> Tensor:
@@ -138,8 +138,9 @@ class SharedAttention(
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         time, width, K, j = *x_BTD.shape[1:], self.head_width, ctx.use
-        position_T = torch.arange(time, device=x_BTD.device) + ctx.position
-        future_TS = position_T[:, None] < position_T
+        index_T = torch.arange(time, device=x_BTD.device)
+        position_T = ctx.position if isinstance(ctx.position, Tensor) else index_T + ctx.position
+        future_TS = index_T[:, None] < index_T
 
         def rms(x: Tensor) -> Tensor:
             return ((x**2).mean(-1, keepdim=True) + 1e-5).sqrt()
@@ -158,14 +159,14 @@ class SharedAttention(
         for h in range(self.config.heads):
             q_BTK, k_BSK, v_BSK = (x[..., h * K : (h + 1) * K] for x in qkv)
             if self.config.pos == "rope":
-                turn_TKK = x_BTD.new_zeros(time, K, K)
+                turn_TKK = x_BTD.new_zeros(*position_T.shape, K, K)
                 for i in range(K // 2):
                     angle_T = position_T.to(x_BTD.dtype) * self.config.theta ** (-2 * i / K)
-                    turn_TKK[:, i, i] = turn_TKK[:, K // 2 + i, K // 2 + i] = angle_T.cos()
-                    turn_TKK[:, K // 2 + i, i] = angle_T.sin()
-                    turn_TKK[:, i, K // 2 + i] = -angle_T.sin()
-                q_BTK = torch.einsum("tij,btj->bti", turn_TKK, q_BTK)
-                k_BSK = torch.einsum("sij,bsj->bsi", turn_TKK, k_BSK)
+                    turn_TKK[..., i, i] = turn_TKK[..., K // 2 + i, K // 2 + i] = angle_T.cos()
+                    turn_TKK[..., K // 2 + i, i] = angle_T.sin()
+                    turn_TKK[..., i, K // 2 + i] = -angle_T.sin()
+                q_BTK = torch.einsum("...tij,...tj->...ti", turn_TKK, q_BTK)
+                k_BSK = torch.einsum("...sij,...sj->...si", turn_TKK, k_BSK)
             score_BTS = (q_BTK @ k_BSK.mT / math.sqrt(K / 2)).masked_fill(future_TS, -math.inf)
             mixed.append(score_BTS.softmax(-1) @ v_BSK)
         y_BTD = torch.cat(mixed, -1) @ self.out.weight.T

@@ -19,7 +19,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from archsearch.search.storage import TROUBLE
-from archsearch.search.study import genome_of, indexed, record_of
+from archsearch.search.study import FAILED, indexed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,7 @@ def reap(study: Study, total: int, *, alone: bool = False) -> None:
     for index, trials in places.items():
         if index < total and all(_lost(trial) for trial in trials):
             # Parameters are taken over only if all of them were set before the worker died.
-            whole = next((t for t in trials if genome_of(t)), None)
+            whole = next((t for t in trials if "genome_json" in t.user_attrs), None)
             study.optuna.add_trial(
                 create_trial(
                     state=TrialState.WAITING,
@@ -111,7 +111,7 @@ def surplus(study: Study, trial: optuna.Trial, index: int, total: int) -> bool:
 
 
 def _lost(trial: FrozenTrial) -> bool:
-    return trial.state is TrialState.FAIL and record_of(trial, 0) is None
+    return trial.state is TrialState.FAIL and trial.user_attrs.get("status") not in FAILED
 
 
 def _attempt(trials: list[FrozenTrial]) -> int:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 
+FAILED = ("oom", "invalid")
+"""How a trial ends that is told as failed and has a result nevertheless."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """What the study knows of one trial that has come to an end."""
@@ -248,7 +252,7 @@ def record_of(trial: FrozenTrial, index: int) -> Record | None:
     attrs, genome = trial.user_attrs, genome_of(trial)
     status = attrs.get("status")
     ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (
-        trial.state is TrialState.FAIL and status in ("oom", "invalid")
+        trial.state is TrialState.FAIL and status in FAILED
     )
     if not ended or status is None or genome is None:
         return None

@@ -23,7 +23,7 @@ def tokens(time, width=32, batch=2):
 def decoded(block, x_BTD, context, start=0):
     state, outputs = block.init_state(len(x_BTD), context), []
     for position, x_BD in enumerate(x_BTD.unbind(1), start):
-        y_BD, state = block.step(x_BD, state, Ctx(x_BD, position=position))
+        y_BD, state = block.step(x_BD, state, Ctx(x_BD, position=position, seen=position))
         outputs.append(y_BD)
     return torch.stack(outputs, 1)
 

@@ -1,0 +1,151 @@
+"""Blocks at one width with one config each: what the laws of `archsearch.testing.blocks` judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator
+
+from archsearch.block import Block, init_weights
+from archsearch.dims import Dim, Value, word
+from archsearch.errors import BlockError
+from archsearch.seeds import seed
+
+WIDTHS = (32, 48, 64, 16)
+"""Widths of the cases; the first one that a config fits is taken."""
+LARGEST = 100_000
+"""Most parameters of a case, and most numbers in its decode state; keeps oracles quick."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A block at one width with one config."""
+
+    block: type[Block]
+    width: int
+    config: Any
+
+    def __str__(self) -> str:
+        fields, usual = dataclasses.asdict(self.config), dict(self.block.info.fill({}))
+        named = (f"{k}={word(v)}" for k, v in fields.items() if v != usual[k])
+        return "-".join((self.block.info.name, str(self.width), *named))
+
+    @property
+    def uses(self) -> int:
+        """Uses that `build` makes room for."""
+        return 3 if self.block.per_use else 1
+
+    def build(
+        self, dtype: torch.dtype = torch.float32, *, drawn: bool = False, start: int = 0
+    ) -> Block:
+        """The block with the weights that training starts from.
+
+        With `drawn`, every parameter is random instead: what starts at 0 or 1 hides mistakes.
+        """
+        module = empty(self.block, self.width, self.config, self.uses).to_empty(device="cpu")
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(math.nan)
+        init_weights(module, self.block.roles, stream("init", start))
+        module = module.to(dtype).train(self.block.info.causal)
+        if drawn:
+            draw(module, 1.0)
+        return module
+
+
+def cases(block: type[Block], drawn: int = 4) -> list[Case]:
+    """The default, each option and end of a range alone, and `drawn` random small configs.
+
+    Left out is what `check` refuses at every one of `WIDTHS`, and what is larger than `LARGEST`.
+    """
+    info, rng = block.info, random.Random(seed("cases", block.info.name))
+    usual = _case(block, {})
+    assert usual, f"the default of {info.name} fits none of the widths {WIDTHS}"
+    found = {usual: None}
+    for name, dim in info.dims.items():
+        given = {dim.when[0]: dim.when[1]} if dim.when else {}
+        fits = [case for v in edges(dim) if (case := _case(block, given | {name: v}))]
+        found |= dict.fromkeys(fits if dim.options else [*fits[:4], *fits[-1:]])
+    wanted, tries = len(found) + drawn, 0
+    while len(found) < wanted and tries < 1000:
+        values = {name: rng.choice(edges(dim, most=16)) for name, dim in info.dims.items()}
+        if case := _case(block, values, rng.sample(WIDTHS, 1)):
+            found[case] = None
+        tries += 1
+    return list(found)
+
+
+def empty(block: type[Block], width: int, config: Any, uses: int = 1) -> Block:
+    """The block on the meta device: shapes without memory."""
+    build: Callable[..., Block] = block
+    with torch.device("meta"):
+        return build(width, config, uses=uses) if block.per_use else build(width, config)
+
+
+def edges(dim: Dim, most: float = math.inf) -> tuple[Value, ...]:
+    """Every option; of a range both ends, 3, the powers of two up to `most`, and None.
+
+    Of a range of real numbers both ends and the default.
+    """
+    if dim.options:
+        return dim.options
+    low, high = dim.low or 0, dim.high or 0
+    if dim.real:
+        return tuple(sorted({low, float(dim.default or low), high}))
+    powers = {1 << i for i in range(int(high).bit_length())}
+    whole = sorted(v for v in {low, high, 3, *powers} if v in dim and v <= max(low, most))
+    return (None, *whole) if dim.optional else tuple(whole)
+
+
+def _case(
+    block: type[Block], given: dict[str, Value], widths: tuple[int, ...] | list[int] = WIDTHS
+) -> Case | None:
+    config = block.Config(**dict(block.info.fill(given)))
+    for width in widths:
+        case = Case(block, width, config)
+        if refusal(block, width, config) is None and affordable(case):
+            return case
+    return None
+
+
+def refusal(block: type[Block], width: int, config: Any) -> str | None:
+    """What `check` says against this width, if anything."""
+    try:
+        block.check(width, config)
+    except BlockError as error:
+        return str(error)
+    return None
+
+
+def affordable(case: Case) -> bool:
+    """Whether its oracle takes no longer than a test may."""
+    cost = case.block.cost(case.width, case.config, 64)
+    return max(cost.params, cost.state_bytes // 4) <= LARGEST
+
+
+def wider(case: Case) -> int:
+    """A larger width that the config fits."""
+    for width in (factor * case.width for factor in (2, 3, 4, 6, 8)):
+        if refusal(case.block, width, case.config) is None:
+            return width
+    raise AssertionError(f"no multiple of width {case.width} fits {case}")
+
+
+def stream(*names: object) -> Generator:
+    """A random stream by name."""
+    return Generator().manual_seed(seed(*names))
+
+
+def draw(module: Block, scale: float) -> None:
+    """Draw every parameter: matrices and filters so that they keep variance, others N(0, 1)."""
+    generator = stream("draw")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            std = math.prod(parameter.shape[1:]) ** -0.5
+            parameter.normal_(0.0, scale * std, generator=generator)
