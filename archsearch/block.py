@@ -110,10 +110,11 @@ class Block(nn.Module):
 
     Class arguments:
         name: as a space file spells it.
-        kind: "mixer" or "ffn".
+        kind: "mixer", "ffn" or "wrapper".
         paper: arXiv number.
         joins: "stream" or "next", see `BlockInfo.joins`.
         causal: False for a block whose training pass looks ahead; it must not in eval mode.
+        wraps: For a subclass of `Wrapper`, how it uses what it holds, see `BlockInfo.wraps`.
         register: False for a class that no space can name: a common base, or a test double.
 
     A subclass brings `Config`, `roles`, `__init__(width, config)`, `forward`, `init_state`, `step`,
@@ -134,10 +135,11 @@ class Block(nn.Module):
         cls,
         *,
         name: str,
-        kind: Literal["mixer", "ffn"],
+        kind: Literal["mixer", "ffn", "wrapper"],
         paper: str,
         joins: Literal["stream", "next"] = "stream",
         causal: bool = True,
+        wraps: Literal["chain", "set"] | None = None,
         register: bool = True,
     ) -> None:
         super().__init_subclass__()
@@ -149,6 +151,7 @@ class Block(nn.Module):
             dims=dims_of(cls.Config),
             joins=joins,
             causal=causal,
+            wraps=wraps,
             docs=_field_docs(cls.Config),
         )
         if register:

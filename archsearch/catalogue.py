@@ -31,7 +31,8 @@ class BlockInfo:
 
     name: str
     kind: str
-    """mixer (moves information along time) or ffn (works on each token alone)."""
+    """mixer (moves information along time), ffn (works on each token alone) or wrapper (of
+    others)."""
     paper: str
     summary: str
     dims: Mapping[str, Dim]
@@ -39,6 +40,9 @@ class BlockInfo:
     """Where the output goes: "stream" is added to the residual stream; "next" is added to the
     input of the next block alone and never joins the stream (Zamba2)."""
     causal: bool = True
+    wraps: str | None = None
+    """How a wrapper uses the blocks that it holds: "chain", one after the other, or "set", side by
+    side in no order. None for a block that holds no others."""
     docs: Mapping[str, str] = field(default_factory=dict)
     """One line for each parameter."""
 

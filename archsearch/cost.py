@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -32,3 +33,13 @@ class Cost:
 
 
 NOTHING = Cost(params=0, active_params=0, flops=0.0, state_bytes=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a wrapper holds, as far as its own cost depends on it."""
+
+    count: int
+    """Branches."""
+    cost: Callable[[int], Cost]
+    """Their cost, norms included, at a context of so many tokens."""

@@ -230,6 +230,11 @@ class Dim:
         return cls(**fields)
 
 
+def one(value: Value) -> Dim:
+    """The dimension of a single value."""
+    return Dim(options=(value,), default=value)
+
+
 def word(value: Value) -> str:
     """A value as a space file spells it."""
     if value is None:

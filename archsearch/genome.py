@@ -14,14 +14,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archsearch.catalogue import block_info
-from archsearch.dims import Value, word
+from archsearch.dims import Dim, Value, word
 from archsearch.errors import SpaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 FORMAT = 1
-NORMS = ("rms", "layer")
+FRAME: Mapping[str, Dim] = {
+    "norm": Dim(options=("rms", "layer"), default="rms"),
+    "norm_place": Dim(options=("pre", "sandwich", "post"), default="pre"),
+    "tie_embeddings": Dim(options=(False, True), default=False),
+    "embedding_rank": Dim(low=1, high=65_536, step=1, optional=True, default=None),
+    "soft_cap": Dim(low=1.0, high=1e4, optional=True, default=None),
+    "pause_tokens": Dim(low=0, high=64, step=1, default=0),
+    "layer_dropout": Dim(low=0.0, high=0.9, default=0.0),
+    "exit_loss": Dim(low=0.0, high=10.0, default=0.0),
+}
+"""What stands around the stack, see the fields of `Genome`."""
 MOST_REPEATS = 64
 """Most repeats of a stage or a slot in a space file."""
 MOST_GENES = 1024
@@ -38,15 +48,23 @@ class Gene:
     block: str
     params: tuple[tuple[str, Value], ...] = ()
     share: str | None = None
+    inner: tuple[Gene, ...] = ()
+    """The branches that a wrapper holds."""
 
     @classmethod
-    def of(cls, block: str, share: str | None = None, **params: Value) -> Gene:
+    def of(
+        cls, block: str, share: str | None = None, inner: Sequence[Gene] = (), **params: Value
+    ) -> Gene:
         """A gene in canonical form, its parameters checked and completed.
 
         Raises:
-            SpaceError: if the block, a parameter or a value does not exist.
+            SpaceError: if the block, a parameter or a value does not exist, or the block can or
+                must not hold others.
         """
-        return cls(block, block_info(block).fill(params), share)
+        info = block_info(block)
+        if inner and info.wraps is None:
+            raise SpaceError(f"block '{block}' holds no other blocks")
+        return cls(block, info.fill(params), share, tuple(inner))
 
     @property
     def changed(self) -> dict[str, Value]:
@@ -64,45 +82,59 @@ class Gene:
 class Genome:
     """One architecture in canonical form.
 
-    Creating one drops every branch whose output nobody reads, forgets the sharing of weights that
-    are used once and renames shared weights A, B, ... in order of first use. Hence equal models
-    are equal genomes, whatever they were written as.
+    Creating one drops every branch whose output nobody reads and every wrapper that holds nothing,
+    forgets the sharing of weights that are used once and renames shared weights A, B, ... in order
+    of first use. Hence equal models are equal genomes, whatever they were written as.
 
     Raises:
-        SpaceError: if nothing is left or too much, genes that share weights differ, or there is no
-            such width or norm.
+        SpaceError: if nothing is left or too much, genes that share weights differ, or a value is
+            not legal.
     """
 
     d_model: int
     genes: tuple[Gene, ...]
     norm: str = "rms"
+    """Kind of normalisation: of each branch, and before the readout."""
     tie_embeddings: bool = False
+    """Whether input and output embeddings are one matrix."""
+    norm_place: str = "pre"
+    """pre: x + f(norm(x)). sandwich: x + norm(f(norm(x))). post: norm(x + f(x))."""
+    embedding_rank: int | None = None
+    """Width of factorised embeddings (ALBERT, arXiv 1909.11942, section 3.1)."""
+    soft_cap: float | None = None
+    """Logits become cap * tanh(logits / cap) (Gemma 2, arXiv 2408.00118)."""
+    pause_tokens: int = 0
+    """Learned tokens put after each token; the logits are read at the last (cf. 2310.02226)."""
+    layer_dropout: float = 0.0
+    """Chance that training skips the last branch; less for earlier ones (LayerSkip 2404.16710)."""
+    exit_loss: float = 0.0
+    """Weight of the losses of early exits in training, e_scale in LayerSkip."""
 
     def __post_init__(self) -> None:
-        genes = list(self.genes)
-        while genes and block_info(genes[-1].block).joins == "next":
-            genes.pop()
+        genes = _pruned(self.genes)
         if not genes:
             raise SpaceError("a genome needs at least one block that is not 'none'")
-        if len(genes) > MOST_GENES:
-            raise SpaceError(f"a genome of {len(genes)} blocks; at most {MOST_GENES}")
+        count = sum(1 for _ in nested(genes))
+        if count > MOST_GENES:
+            raise SpaceError(f"a genome of {count} blocks; at most {MOST_GENES}")
         if type(self.d_model) is not int or self.d_model < 1:
             raise SpaceError(f"d_model cannot be {word(self.d_model)}; it is a whole number from 1")
-        if self.norm not in NORMS:
-            raise SpaceError(f"unknown norm '{self.norm}'; legal: {', '.join(NORMS)}")
-        uses: dict[str, list[Gene]] = {}
-        for gene in genes:
-            if gene.share is not None:
-                uses.setdefault(gene.share, []).append(gene)
-        for share, members in uses.items():
-            if len(set(members)) > 1:
-                raise SpaceError(f"the blocks that share the weights '{share}' differ")
-        kept = [share for share, members in uses.items() if len(members) > 1]
-        names = {share: _letter(i) for i, share in enumerate(kept)}
-        canonical = tuple(
-            dataclasses.replace(gene, share=names.get(gene.share or "")) for gene in genes
-        )
-        object.__setattr__(self, "genes", canonical)
+        for name, dim in FRAME.items():
+            value = getattr(self, name)
+            if value not in dim:
+                raise SpaceError(f"{name} cannot be {word(value)}; legal: {dim.legal}")
+            object.__setattr__(self, name, dim.cast(value))
+        object.__setattr__(self, "genes", _named(genes))
+
+    @property
+    def branches(self) -> tuple[Gene, ...]:
+        """Every branch, those within wrappers in the place of the wrapper."""
+        return tuple(gene for gene in nested(self.genes) if not gene.inner)
+
+    @property
+    def frame(self) -> dict[str, Value]:
+        """What stands around the stack, by name."""
+        return {name: getattr(self, name) for name in FRAME}
 
     @property
     def key(self) -> str:
@@ -112,16 +144,12 @@ class Genome:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `Genome.from_json` is the inverse."""
-        genes = [
-            {"block": g.block, "params": dict(g.params)} | ({"share": g.share} if g.share else {})
-            for g in self.genes
-        ]
+        always = ("norm", "tie_embeddings")
         return {
             "format": FORMAT,
             "d_model": self.d_model,
-            "norm": self.norm,
-            "tie_embeddings": self.tie_embeddings,
-            "genes": genes,
+            **{k: v for k, v in self.frame.items() if k in always or v != FRAME[k].default},
+            "genes": [_gene_json(gene) for gene in self.genes],
         }
 
     @classmethod
@@ -136,33 +164,20 @@ class Genome:
                 f"genome format {data.get('format')} is not format {FORMAT}; "
                 "it was written by another version of archsearch"
             )
-        genes = tuple(Gene.of(g["block"], g.get("share"), **g["params"]) for g in data["genes"])
-        return cls(data["d_model"], genes, data["norm"], data["tie_embeddings"])
+        genes = tuple(_gene_from(gene) for gene in data["genes"])
+        return cls(data["d_model"], genes, **{k: data[k] for k in FRAME if k in data})
 
     def to_space(self) -> dict[str, Any]:
         """The genome as the plain data of a space file with this one member."""
-        define = {
-            g.share: {"shared": True, g.block: _spelled(g.params)} for g in self.genes if g.share
-        }
+        define = {g.share: {"shared": True, **_body(g)} for g in nested(self.genes) if g.share}
         stack = []
         for count, motif in runs(self.genes, MOST_REPEATS):
-            pattern = [
-                {
-                    block_info(g.block).kind: {"use": g.share}
-                    if g.share
-                    else {g.block: _spelled(g.params)}
-                }
-                for g in motif
-            ]
+            pattern = [_slot(gene) for gene in motif]
             stack.append(
                 {"repeat": count, "pattern": pattern} if count > 1 else {"pattern": pattern}
             )
-        model = {
-            "d_model": self.d_model,
-            "norm": self.norm,
-            "tie_embeddings": self.tie_embeddings,
-            "stack": stack,
-        }
+        changed = {k: _plain(v) for k, v in self.frame.items() if v != FRAME[k].default}
+        model = {"d_model": self.d_model, **changed, "stack": stack}
         space: dict[str, Any] = {"version": 1, "name": self.key}
         return space | ({"define": define} if define else {}) | {"model": model}
 
@@ -172,14 +187,31 @@ class Genome:
         `*A` marks shared weights. Parameters are shown where they differ from their default; with
         `varying`, only those whose (block, parameter) is among them.
         """
-        motifs = []
-        for count, motif in runs(self.genes):
-            inner = " ".join(_gene_text(g, varying) for g in motif)
-            single = len(motif) == 1
-            motifs.append(
-                inner if count == 1 else f"{count}x{inner}" if single else f"{count}x({inner})"
-            )
-        return " ".join(motifs)
+        return _text(self.genes, varying)
+
+
+def nested(genes: Sequence[Gene]) -> Iterator[Gene]:
+    """The genes in order, each wrapper before what it holds."""
+    for gene in genes:
+        yield gene
+        yield from nested(gene.inner)
+
+
+def sharing(genes: Sequence[Gene]) -> dict[str, list[Gene]]:
+    """The uses of each set of shared weights; what shared weights hold is used once."""
+    members: dict[str, list[Gene]] = {}
+
+    def visit(gene: Gene) -> None:
+        known = gene.share in members
+        if gene.share is not None:
+            members.setdefault(gene.share, []).append(gene)
+        if not known:
+            for held in gene.inner:
+                visit(held)
+
+    for gene in genes:
+        visit(gene)
+    return members
 
 
 def runs(genes: Sequence[Gene], most: int = MOST_GENES) -> list[tuple[int, tuple[Gene, ...]]]:
@@ -215,6 +247,78 @@ def _longest(numbers: list[int], most: int) -> tuple[int, int]:
     return best
 
 
+def _pruned(genes: Sequence[Gene]) -> tuple[Gene, ...]:
+    """Without wrappers that hold nothing and branches that nobody reads; sets in one order."""
+    kept: list[Gene] = []
+    for gene in genes:
+        wraps = block_info(gene.block).wraps
+        inner = _pruned(gene.inner)
+        if wraps == "set":
+            for held in gene.inner:
+                if block_info(held.block).joins == "next":
+                    raise SpaceError(
+                        f"'{gene.block}' cannot hold '{held.block}', "
+                        "whose output goes to the next block alone"
+                    )
+            inner = tuple(sorted(inner, key=lambda g: json.dumps(_gene_json(g), sort_keys=True)))
+        if inner or wraps is None:
+            kept.append(dataclasses.replace(gene, inner=inner))
+    while kept and block_info(kept[-1].block).joins == "next":
+        kept.pop()
+    return tuple(kept)
+
+
+def _named(genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
+    """With shared weights named A, B, ... in order of first use, and those used once unnamed."""
+    members = sharing(genes)
+    for share, uses in members.items():
+        if len(set(uses)) > 1:
+            raise SpaceError(f"the blocks that share the weights '{share}' differ")
+    kept = [share for share, uses in members.items() if len(uses) > 1]
+    names = {share: _letter(i) for i, share in enumerate(kept)}
+
+    def rename(gene: Gene) -> Gene:
+        inner = tuple(rename(g) for g in gene.inner)
+        return dataclasses.replace(gene, share=names.get(gene.share or ""), inner=inner)
+
+    return tuple(rename(gene) for gene in genes)
+
+
+def _gene_json(gene: Gene) -> dict[str, Any]:
+    data: dict[str, Any] = {"block": gene.block, "params": dict(gene.params)}
+    if gene.share:
+        data["share"] = gene.share
+    if gene.inner:
+        data["inner"] = [_gene_json(g) for g in gene.inner]
+    return data
+
+
+def _gene_from(data: Mapping[str, Any]) -> Gene:
+    inner = [_gene_from(g) for g in data.get("inner", ())]
+    return Gene.of(data["block"], data.get("share"), inner, **data["params"])
+
+
+def _slot(gene: Gene) -> dict[str, Any]:
+    """The slot of a space file in which nothing but this gene can stand."""
+    return {block_info(gene.block).kind: {"use": gene.share} if gene.share else _body(gene)}
+
+
+def _body(gene: Gene) -> dict[str, Any]:
+    params: dict[str, Any] = {name: _plain(value) for name, value in gene.params}
+    return {gene.block: params | ({"of": [_slot(g) for g in gene.inner]} if gene.inner else {})}
+
+
+def _text(genes: Sequence[Gene], varying: Collection[tuple[str, str]] | None) -> str:
+    motifs = []
+    for count, motif in runs(genes):
+        inner = " ".join(_gene_text(g, varying) for g in motif)
+        single = len(motif) == 1
+        motifs.append(
+            inner if count == 1 else f"{count}x{inner}" if single else f"{count}x({inner})"
+        )
+    return " ".join(motifs)
+
+
 def _gene_text(gene: Gene, varying: Collection[tuple[str, str]] | None) -> str:
     shown = [
         f"{name}={word(value)}"
@@ -222,11 +326,12 @@ def _gene_text(gene: Gene, varying: Collection[tuple[str, str]] | None) -> str:
         if varying is None or (gene.block, name) in varying
     ]
     share = f"*{gene.share}" if gene.share else ""
-    return f"{gene.block}{share}" + (f"[{','.join(shown)}]" if shown else "")
+    held = f"({_text(gene.inner, varying)})" if gene.inner else ""
+    return f"{gene.block}{share}" + (f"[{','.join(shown)}]" if shown else "") + held
 
 
-def _spelled(params: tuple[tuple[str, Value], ...]) -> dict[str, Value]:
-    return {name: "none" if value is None else value for name, value in params}
+def _plain(value: Value) -> Value:
+    return "none" if value is None else value
 
 
 def _letter(index: int) -> str:

@@ -8,9 +8,12 @@ the time is bounded by the product of the two lengths, for members and for forei
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import TYPE_CHECKING, NamedTuple
 
 from archsearch.catalogue import block_info
+from archsearch.dims import one
+from archsearch.genome import FRAME
 from archsearch.space import Decisions, Option, SearchSpace, Stage, option_path
 
 if TYPE_CHECKING:
@@ -49,8 +52,8 @@ def locate(space: SearchSpace, genome: Genome) -> Decisions | None:
     """Answers that lead to `genome`, or None if it is not in the space."""
     answers: Decisions = {}
     outer: list[tuple[str, Dim, Value]] = [
-        ("norm", space.norm, genome.norm),
-        ("tie_embeddings", space.tie_embeddings, genome.tie_embeddings),
+        (name, space.frame.get(name, one(FRAME[name].default)), value)
+        for name, value in genome.frame.items()
     ]
     if not space.match:
         outer.append(("d_model", space.d_model, genome.d_model))
@@ -58,19 +61,26 @@ def locate(space: SearchSpace, genome: Genome) -> Decisions | None:
         if value not in dim:
             return None
         answers |= _answer(path, dim, value)
-    open_walks = [_Walk(_Place(0, 0, 0, 0, 0, frozenset()), answers)]
+    found = next(_ways(space.stages, genome.genes, answers, frozenset()), None)
+    return found.answers if found else None
+
+
+def _ways(
+    stages: tuple[Stage, ...], genes: tuple[Gene, ...], answers: Decisions, shared: _Shared
+) -> Iterator[_Walk]:
+    """Every walk that ends at the end of both; of two that can only go on alike, the first."""
+    open_walks = [_Walk(_Place(0, 0, 0, 0, 0, shared), answers)]
     seen: set[_Place] = set()
     while open_walks:
         walk = open_walks.pop()
         if walk.place in seen:
             continue
         seen.add(walk.place)
-        if walk.place.stage == len(space.stages):
-            if walk.place.gene == len(genome.genes):
-                return walk.answers
+        if walk.place.stage == len(stages):
+            if walk.place.gene == len(genes):
+                yield walk
             continue
-        open_walks += reversed(list(_next(walk, space.stages[walk.place.stage], genome.genes)))
-    return None
+        open_walks += reversed(list(_next(walk, stages[walk.place.stage], genes)))
 
 
 def _next(walk: _Walk, stage: Stage, genes: tuple[Gene, ...]) -> Iterator[_Walk]:
@@ -91,47 +101,85 @@ def _next(walk: _Walk, stage: Stage, genes: tuple[Gene, ...]) -> Iterator[_Walk]
         repeats = [r for r in slot.repeat.values or () if isinstance(r, int)]
         ways = [((option, r),) for option in slot.options for r in repeats]
     for way in ways:
-        moved: _Walk | None = walk
+        walks = [walk]
         for option, times in way:
-            moved = moved and _fill(moved, stage, option, times, genes)
-        if moved and moved.place.slot == len(stage.pattern):
-            place = moved.place._replace(slot=0, repeat=walk.place.repeat + 1)
-            moved = replace(moved, place=place if once else place._replace(began=0))
-        if moved:
-            yield moved
+            walks = [m for w in walks for m in _fill(w, stage, option, times, genes)]
+        for moved in walks:
+            place = moved.place
+            if place.slot == len(stage.pattern):
+                place = place._replace(slot=0, repeat=walk.place.repeat + 1)
+                place = place if once else place._replace(began=0)
+            yield replace(moved, place=place)
 
 
 def _fill(
     walk: _Walk, stage: Stage, option: Option, times: int, genes: tuple[Gene, ...]
-) -> _Walk | None:
-    """The walk with its next slot filled by `times` of an option; None if the genes differ."""
+) -> Iterator[_Walk]:
+    """The walks with the next slot filled by `times` of an option; none if the genes differ."""
     place, slot = walk.place, stage.pattern[walk.place.slot]
     once = stage.choose == "once"
     path = f"{stage.name if once else f'{stage.name}[{place.repeat}]'}.{slot.name}"
     answers = _answer(path, slot.dim, option.label)
     answers |= _answer(f"{path}.repeat", slot.repeat, times)
-    gene, shared = place.gene, place.shared
-    if option.block is not None and times:
-        base = option_path(option, path)
-        if gene == len(genes):
-            if block_info(option.block).joins != "next":
-                return None  # only a branch that nobody reads may follow the last gene
-            values = {n: walk.answers.get(f"{base}.{n}", d.first) for n, d in option.params}
-        elif genes[gene : gene + times] != genes[gene : gene + 1] * times:
-            return None
-        else:
-            bound = _bind(shared, option.share, genes[gene].share, times)
-            fitting = _params(option, genes[gene])
-            if bound is None or fitting is None:
-                return None
-            gene, shared, values = gene + times, bound, fitting
-        for name, dim in option.params:
-            answers |= _answer(f"{base}.{name}", dim, values[name])
-    if any(walk.answers.get(question, answer) != answer for question, answer in answers.items()):
-        return None  # a motif makes the same choices in every repeat
-    moved = place._replace(slot=place.slot + 1, gene=gene, shared=shared)
     motif = (*walk.motif, (option, times)) if once and not place.repeat else walk.motif
-    return _Walk(moved, walk.answers | answers, motif)
+    ways: list[_Match] = [(place.gene, place.shared, {})]
+    if option.block is not None and times:
+        ways = list(_matches(walk, option, option_path(option, path), times, genes))
+    for gene, shared, chosen in ways:
+        given = answers | chosen
+        if all(walk.answers.get(question, answer) == answer for question, answer in given.items()):
+            # a motif makes the same choices in every repeat
+            moved = place._replace(slot=place.slot + 1, gene=gene, shared=shared)
+            yield _Walk(moved, walk.answers | given, motif)
+
+
+_Match = tuple[int, _Shared, Decisions]
+"""The gene after those that were matched, what is known of sharing, and the answers."""
+
+
+def _matches(
+    walk: _Walk, option: Option, base: str, times: int, genes: tuple[Gene, ...]
+) -> Iterator[_Match]:
+    """The ways in which `times` of an option make the next genes."""
+    place, info = walk.place, block_info(option.block or "")
+    free = {n: walk.answers.get(f"{base}.{n}", d.first) for n, d in option.params}
+    for held in _held(option, (), base, walk.answers, place.shared) if info.wraps else ():
+        # a wrapper that holds nothing is no gene
+        yield place.gene, held.place.shared, _chosen(option, base, free) | held.answers
+    if place.gene == len(genes):
+        if info.joins == "next":  # only a branch that nobody reads may follow the last gene
+            yield place.gene, place.shared, _chosen(option, base, free)
+        return
+    gene = genes[place.gene]
+    values = _params(option, gene)
+    if values is None or genes[place.gene : place.gene + times] != (gene,) * times:
+        return
+    bound = _bind(place.shared, option.share, gene.share, times)
+    if bound is None:
+        return
+    chosen = _chosen(option, base, values)
+    if not info.wraps:
+        yield place.gene + times, bound, chosen
+        return
+    for inner in permutations(gene.inner) if info.wraps == "set" else (gene.inner,):
+        for held in _held(option, inner, base, walk.answers, bound):
+            yield place.gene + times, held.place.shared, chosen | held.answers
+
+
+def _held(
+    option: Option, inner: tuple[Gene, ...], base: str, answers: Decisions, shared: _Shared
+) -> Iterator[_Walk]:
+    """The ways in which what a wrapper may hold becomes `inner`."""
+    stage = Stage(base, option.inner, one(1))
+    known = {question: a for question, a in answers.items() if question.startswith("define.")}
+    return _ways((stage,), inner, known, shared)
+
+
+def _chosen(option: Option, base: str, values: dict[str, Value]) -> Decisions:
+    chosen: Decisions = {}
+    for name, dim in option.params:
+        chosen |= _answer(f"{base}.{name}", dim, values[name])
+    return chosen
 
 
 def _bind(shared: _Shared, name: str | None, letter: str | None, times: int) -> _Shared | None:

@@ -1,93 +1,54 @@
-"""From a genome to a model: the graph of residual branches, and the module that runs it.
+"""From a genome to a model: embeddings, the stack of residual branches, readout.
 
-Shapes: B batch, T time, D model width, V vocabulary.
+Shapes: B batch, T time, D model width, V vocabulary, R rank of factorised embeddings, P pauses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import networkx as nx
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from archsearch.block import (
-    Block,
-    Ctx,
-    Role,
-    State,
-    block_class,
-    init_weights,
-    normal,
-    ones,
-    role_of,
-    zeros,
-)
-from archsearch.catalogue import block_info
-from archsearch.cost import NOTHING, Cost
+from archsearch.block import Ctx, Role, State, fan_in, normal, ones, role_of, zeros
+from archsearch.cost import Cost
 from archsearch.errors import BlockError
+from archsearch.stack import Stack, make_norm, norm_params, stack_cost
 
 if TYPE_CHECKING:
-    from archsearch.genome import Gene, Genome
+    from archsearch.genome import Genome
 
-EMBEDDING, READOUT = "embedding", "readout"
 Readout = Literal["token", "code"]
 """token: logits at every position. code: all tokens rebuilt from the last position (MAD)."""
 
 
-def unroll(genome: Genome) -> nx.DiGraph[Any]:
-    """The genome as a graph of residual branches, from "embedding" to "readout".
+@dataclass(slots=True)
+class Extras:
+    """What a forward pass of training takes and gives beside tokens and logits."""
 
-    Nodes 0, 1, ... carry `gene`, `module` (the name of its weights) and `use` (how often these
-    weights were used before). An edge carries what it does: a "stream" edge brings the residual
-    stream, a "side" edge an output that is added to the input of this one branch alone.
-    """
-    graph: nx.DiGraph[Any] = nx.DiGraph()
-    stream: str | int = EMBEDDING
-    sides: list[int] = []
-    uses: dict[str, int] = {}
-    for index, gene in enumerate(genome.genes):
-        module = gene.share or str(index)
-        uses[module] = uses.get(module, -1) + 1
-        graph.add_node(index, gene=gene, module=module, use=uses[module])
-        graph.add_edge(stream, index, kind="stream")
-        graph.add_edges_from(((side, index) for side in sides), kind="side")
-        if block_info(gene.block).joins == "next":
-            sides = [index]
-        else:
-            stream, sides = index, []
-    graph.add_edge(stream, READOUT, kind="stream")
-    return graph
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """One residual branch, ready to run."""
-
-    index: int
-    module: str
-    use: int
-    stream: str | int
-    sides: tuple[int, ...]
-    joins: bool
-    prenorm: bool
+    noise: Generator | None = None
+    """Random stream of whatever is random in training; None for nothing."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Losses that blocks add to that of the task."""
+    exits: list[tuple[float, Tensor]] = field(default_factory=list)
+    """Weight and logits_BTV of each early exit; the weights are relative to 1 for the last."""
 
 
 @dataclass(slots=True)
 class Decoding:
     """What `Model.step` carries from token to token."""
 
-    states: list[State]
+    state: State
     context: int
-    """Most tokens that the states were made for."""
+    """Most tokens that the state was made for."""
     position: int = 0
 
     @property
     def bytes(self) -> int:
-        """Bytes of all states."""
-        return sum(t.numel() * t.element_size() for s in self.states for t in s.values())
+        """Bytes of the state."""
+        return sum(t.numel() * t.element_size() for t in self.state.values())
 
 
 class Model(nn.Module):
@@ -102,33 +63,40 @@ class Model(nn.Module):
     def __init__(self, genome: Genome, vocab: int, readout: Readout = "token") -> None:
         super().__init__()
         self.genome, self.vocab, self.readout_kind = genome, vocab, readout
-        graph = unroll(genome)
-        self.nodes = tuple(_node(graph, index) for index in range(len(genome.genes)))
-        self.embedding = nn.Embedding(vocab, genome.d_model)
-        self.blocks = nn.ModuleDict(_modules(genome, self.nodes))
-        self.norms = nn.ModuleDict(
-            {n.module: _norm(genome) for n in self.nodes if n.prenorm and n.use == 0}
-        )
-        self.final_norm = _norm(genome)
-        self.decoder = CodeDecoder(genome.d_model) if readout == "code" else nn.Identity()
-        self.readout = nn.Linear(genome.d_model, vocab, bias=False)
+        width, rank = genome.d_model, genome.embedding_rank
+        self.embedding = nn.Embedding(vocab, rank or width)
+        if rank:
+            self.lift = nn.Linear(rank, width, bias=False)
+            self.lower = nn.Linear(width, rank, bias=False)
+        if genome.pause_tokens:
+            self.pause = nn.Parameter(torch.empty(genome.pause_tokens, width))
+        self.stack = Stack(genome, genome.genes)
+        self.final_norm = make_norm(genome)
+        self.decoder = CodeDecoder(width) if readout == "code" else nn.Identity()
+        self.readout = nn.Linear(rank or width, vocab, bias=False)
         self._tie()
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Logits_BTV for token ids_BT."""
-        embedding_BTD = self.embedding(tokens_BT)
-        outputs: dict[str | int, Tensor] = {EMBEDDING: embedding_BTD}
-        for node in self.nodes:
-            ctx = Ctx(embedding=embedding_BTD, use=node.use)
-            stream_BTD = outputs[node.stream]
-            y_BTD = self.blocks[node.module](self._input(node, outputs), ctx)
-            outputs[node.index] = stream_BTD + y_BTD if node.joins else y_BTD
-        return self._logits(outputs)
+    def forward(self, tokens_BT: Tensor, extras: Extras | None = None) -> Tensor:
+        """Logits_BTV for token ids_BT; in training, `extras` collects what else is learned from."""
+        extras, training = extras or Extras(), extras is not None and self.training
+        x_BTD = self._paused(self._embed(tokens_BT))
+        ctx = Ctx(x_BTD, losses=extras.losses, noise=extras.noise if training else None)
+        dropout = self.genome.layer_dropout
+        streams = list(self.stack.streams(x_BTD, ctx, dropout)) if training else []
+        last_BTD = streams[-1] if training else self.stack(x_BTD, ctx)
+        if training and self.genome.exit_loss:
+            extras.exits = [
+                (weight, self._logits(self._answers(stream_BTD)))
+                for weight, stream_BTD in zip(
+                    self._exit_weights(len(streams)), streams, strict=False
+                )
+            ]
+        return self._logits(self._answers(last_BTD))
 
     def start(self, batch: int, context: int) -> Decoding:
         """The decode state before the first token, for at most `context` tokens."""
-        blocks = [self._block(node) for node in self.nodes]
-        return Decoding([block.init_state(batch, context) for block in blocks], context)
+        places = context * (1 + self.genome.pause_tokens)
+        return Decoding(self.stack.init_state(batch, places), context)
 
     def step(self, token_B: Tensor, decoding: Decoding) -> Tensor:
         """Logits_BV after one more token; `decoding` moves on by one position.
@@ -138,33 +106,27 @@ class Model(nn.Module):
         """
         if decoding.position >= decoding.context:
             raise BlockError(f"the context of {decoding.context} tokens is full; start with more")
-        embedding_BD = self.embedding(token_B)
-        outputs: dict[str | int, Tensor] = {EMBEDDING: embedding_BD}
-        for node in self.nodes:
-            at = decoding.position
-            ctx = Ctx(embedding=embedding_BD, position=at, seen=at, use=node.use)
-            x_BD, state = self._input(node, outputs), decoding.states[node.index]
-            y_BD, decoding.states[node.index] = self._block(node).step(x_BD, state, ctx)
-            outputs[node.index] = outputs[node.stream] + y_BD if node.joins else y_BD
+        inputs_BTD = self._paused(self._embed(token_B)[:, None])
+        at = decoding.position * inputs_BTD.shape[1]
+        for place, x_BD in enumerate(inputs_BTD.unbind(1), start=at):
+            ctx = Ctx(embedding=x_BD, position=place, seen=place)
+            y_BD, decoding.state = self.stack.step(x_BD, decoding.state, ctx)
         decoding.position += 1
-        return self._logits(outputs)
+        return self._logits(y_BD)
 
     @torch.no_grad()
     def init(self, generator: Generator) -> Model:
         """Start every weight from an explicit random stream, as its role says."""
-        for name in sorted(self.blocks):
-            block = self.blocks[name]
-            init_weights(block, block.roles, generator)  # type: ignore[arg-type]
-        own = {name: child for name, child in self.named_children() if name != "blocks"}
-        init_weights(nn.ModuleDict(own), ROLES, generator)
+        own = dict(self.named_parameters())
+        for name in sorted(own, key=lambda name: (not name.startswith("stack."), name)):
+            self.role_of(name).init(own[name], generator)
         return self
 
     def role_of(self, name: str) -> Role:
         """The role of one of `named_parameters()`."""
-        if not name.startswith("blocks."):
-            return role_of(ROLES, name)
-        _, module, rest = name.split(".", 2)
-        return role_of(self.blocks[module].roles, rest)  # type: ignore[arg-type]
+        if name.startswith("stack."):
+            return self.stack.role_of(name.removeprefix("stack."))
+        return role_of(ROLES | (FACTORISED_ROLES if self.genome.embedding_rank else {}), name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Model:
         """Move every tensor; a move off the meta device parts weights that are one."""
@@ -176,18 +138,32 @@ class Model(nn.Module):
         if self.genome.tie_embeddings:
             self.readout.weight = self.embedding.weight
 
-    def _block(self, node: _Node) -> Block:
-        return self.blocks[node.module]  # type: ignore[return-value]
+    def _embed(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return self.lift(x) if self.genome.embedding_rank else x
 
-    def _input(self, node: _Node, outputs: dict[str | int, Tensor]) -> Tensor:
-        x = outputs[node.stream]
-        for side in node.sides:
-            x = x + outputs[side]
-        return self.norms[node.module](x) if node.prenorm else x
+    def _paused(self, x_BTD: Tensor) -> Tensor:
+        """With the pauses after each token, T becomes T * (1 + P)."""
+        if not self.genome.pause_tokens:
+            return x_BTD
+        pause_BTPD = self.pause.expand(*x_BTD.shape[:2], -1, -1)
+        return torch.cat((x_BTD[:, :, None], pause_BTPD), 2).flatten(1, 2)
 
-    def _logits(self, outputs: dict[str | int, Tensor]) -> Tensor:
-        last = next(n for n in reversed(self.nodes) if n.joins).index
-        return self.readout(self.decoder(self.final_norm(outputs[last])))
+    def _answers(self, x_BTD: Tensor) -> Tensor:
+        """What is read out: the last pause of each token."""
+        return x_BTD[:, self.genome.pause_tokens :: 1 + self.genome.pause_tokens]
+
+    def _exit_weights(self, count: int) -> list[float]:
+        """Weights of all exits but the last, relative to its (LayerSkip, section 4.1.2)."""
+        scale = self.genome.exit_loss
+        last = count - 1 + scale * sum(range(count))
+        return [scale * sum(range(i + 1)) / last for i in range(count - 1)]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        x = self.decoder(self.final_norm(x))
+        logits: Tensor = self.readout(self.lower(x) if self.genome.embedding_rank else x)
+        cap = self.genome.soft_cap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
 
 class CodeDecoder(nn.Module):
@@ -213,16 +189,22 @@ class CodeDecoder(nn.Module):
         return self.last_norm(F.gelu(self.outer(F.gelu(self.inner(y_BTD)))))
 
 
-ROLES = {
+ROLES: dict[str, Role] = {
     "embedding.weight": Role.embedding(None, "model", init=normal(1.0)),
     "readout.weight": Role.readout(None, "model"),
+    "pause": Role.embedding(None, "model", init=normal(1.0)),
     "*norm.weight": Role.vector("model", init=ones),
     "*norm.bias": Role.vector("model", init=zeros),
-    "norms.*.weight": Role.vector("model", init=ones),
-    "norms.*.bias": Role.vector("model", init=zeros),
     "decoder.*.weight": Role.hidden("model", "model"),
     "decoder.*.bias": Role.vector("model", init=zeros),
 }
+FACTORISED_ROLES: dict[str, Role] = {
+    "embedding.weight": Role.small(None, None, init=normal(1.0)),
+    "lift.weight": Role.embedding("model", None, init=fan_in),
+    "lower.weight": Role.readout(None, "model"),
+    "readout.weight": Role.small(None, None, init=fan_in),
+}
+"""Where embeddings are factorised, the vocabulary meets a rank that does not grow."""
 
 
 def build(
@@ -248,58 +230,12 @@ def cost(genome: Genome, seq_len: int) -> Cost:
     Raises:
         BlockError: if a block cannot be built at this width.
     """
-    total = NOTHING
-    norm_params = genome.d_model * (2 if genome.norm == "layer" else 1)
-    seen: set[str] = set()
-    for index, gene in enumerate(genome.genes):
-        kind, config = configured(gene)
-        kind.check(genome.d_model, config)
-        one, module = kind.cost(genome.d_model, config, seq_len), gene.share or str(index)
-        norm = norm_params if kind.prenorm else 0
-        again = kind.params_per_use(genome.d_model, config)
-        total += Cost(
-            params=again if module in seen else one.params + norm,
-            active_params=one.active_params + norm,
-            flops=one.flops,
-            state_bytes=one.state_bytes,
-        )
-        seen.add(module)
-    return total + Cost(params=norm_params, active_params=norm_params, flops=0.0, state_bytes=0)
-
-
-def configured(gene: Gene) -> tuple[type[Block], Any]:
-    """The class and the config of a gene."""
-    kind = block_class(gene.block)
-    return kind, kind.Config(**dict(gene.params))
-
-
-def _modules(genome: Genome, nodes: tuple[_Node, ...]) -> dict[str, Block]:
-    uses = {node.module: node.use + 1 for node in nodes}
-    modules: dict[str, Block] = {}
-    for node, gene in zip(nodes, genome.genes, strict=True):
-        if node.use:
-            continue
-        kind, config = configured(gene)
-        kind.check(genome.d_model, config)
-        extra = {"uses": uses[node.module]} if kind.per_use else {}
-        modules[node.module] = kind(genome.d_model, config, **extra)
-    return modules
-
-
-def _node(graph: nx.DiGraph[Any], index: int) -> _Node:
-    data = graph.nodes[index]
-    before: dict[str, list[Any]] = {"stream": [], "side": []}
-    edges: Any = graph.in_edges(index, data="kind")
-    for source, _, does in edges:
-        before[does].append(source)
-    info, kind = block_info(data["gene"].block), block_class(data["gene"].block)
-    return _Node(
-        index=index, module=data["module"], use=data["use"], stream=before["stream"][0],
-        sides=tuple(before["side"]), joins=info.joins == "stream", prenorm=kind.prenorm,
-    )  # fmt: skip
-
-
-def _norm(genome: Genome) -> nn.Module:
-    if genome.norm == "layer":
-        return nn.LayerNorm(genome.d_model)
-    return nn.RMSNorm(genome.d_model, eps=1e-5)
+    pauses, norm = genome.pause_tokens, norm_params(genome)
+    stack = stack_cost(genome, genome.genes, seq_len * (1 + pauses))
+    around = norm + pauses * genome.d_model
+    return Cost(
+        params=stack.params + around,
+        active_params=stack.active_params * (1 + pauses) + around,
+        flops=stack.flops * (1 + pauses),
+        state_bytes=stack.state_bytes,
+    )

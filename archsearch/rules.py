@@ -6,12 +6,15 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from archsearch.cost import Cost
 from archsearch.errors import BlockError, SpaceError
-from archsearch.model import configured, cost
+from archsearch.genome import nested
+from archsearch.model import cost
+from archsearch.stack import configured
 
 if TYPE_CHECKING:
     import random
@@ -66,25 +69,16 @@ def measure(
         if name == "d_model":
             return genome.d_model
         if name == "layers":
-            return len(genome.genes)
+            return len(genome.branches)
         if name == "count":
-            return sum(_matches(i, str(args[0]), genome) for i in range(len(genome.genes)))
+            return sum(gene.block == args[0] for gene in nested(genome.genes))
         if name == "adjacent":
-            first, second = str(args[0]), str(args[1])
-            pairs = range(len(genome.genes) - 1)
-            return any(
-                (_matches(i, first, genome) and _matches(i + 1, second, genome))
-                or (_matches(i, second, genome) and _matches(i + 1, first, genome))
-                for i in pairs
-            )
+            blocks = [gene.block for gene in genome.branches]
+            return {args, args[::-1]} & set(pairwise(blocks)) != set()
         known = cached_cost(genome, int(args[0]) if args else context)
         return float(getattr(known, name))
 
     return expr(quantity)
-
-
-def _matches(index: int, name: str, genome: Genome) -> bool:
-    return genome.genes[index].block == name
 
 
 def settle(space: SearchSpace, genome: Genome, context: int) -> Genome:
@@ -107,7 +101,8 @@ def settle(space: SearchSpace, genome: Genome, context: int) -> Genome:
 
 def _solve(space: SearchSpace, genome: Genome, context: int) -> Genome:
     """The legal width whose size is nearest to the target; size grows with the width."""
-    match, genes = space.match, {dataclasses.replace(gene, share=None) for gene in genome.genes}
+    match = space.match
+    genes = {dataclasses.replace(g, share=None, inner=()) for g in nested(genome.genes)}
     assert match is not None
     widths = [w for w in space.widths if not any(_refusal(gene, w) for gene in genes)]
     if not widths:

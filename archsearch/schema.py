@@ -45,7 +45,7 @@ def json_schema() -> dict[str, Any]:
 
 def _block() -> dict[str, Any]:
     forms: list[dict[str, Any]] = [
-        {"enum": ["none", *block_names()]},
+        {"enum": ["none", *(name for name in block_names() if not block_info(name).wraps)]},
         _single("use", {"type": "string", "description": "Name of a definition."}),
         _single("none", {"type": ["object", "null"], "maxProperties": 0}),
     ]
@@ -56,12 +56,16 @@ def _block() -> dict[str, Any]:
             | choices_schema(dim)
             for key, dim in info.dims.items()
         }
-        body = {
+        body: dict[str, Any] = {
             "type": ["object", "null"],
             "description": f"{info.summary}. arXiv {info.paper}.",
             "properties": params,
             "additionalProperties": False,
         }
+        if info.wraps:
+            held = {"type": "array", "items": {"$ref": "#/$defs/slot"}, "minItems": 1}
+            params["of"] = held | {"description": "The slots that it holds."}
+            body |= {"type": "object", "required": ["of"]}
         forms.append(_single(name, body))
     return {"anyOf": forms}
 

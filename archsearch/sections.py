@@ -13,20 +13,15 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from pydantic import BaseModel, ConfigDict, Field
 
 from archsearch.choices import choices, given, number, seconds
-from archsearch.dims import Dim
+from archsearch.dims import Dim, one
 from archsearch.errors import nearest
-from archsearch.genome import MOST_REPEATS, NORMS
+from archsearch.genome import FRAME, MOST_REPEATS
 
 INF = float("inf")
 NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
 """What a stage, a slot and a definition may be called."""
 WIDTH = Dim(low=8, high=65_536, step=1, default=64)
 REPEAT = Dim(low=0, high=MOST_REPEATS, step=1, default=1)
-
-
-def one(value: Any) -> Dim:
-    """The dimension of a single value."""
-    return Dim(options=(value,), default=value)
 
 
 class Section(BaseModel):
@@ -56,10 +51,22 @@ class ModelSection(Section):
 
     d_model: Annotated[Dim, choices(WIDTH)] = one(64)
     """Model width."""
-    norm: Annotated[Dim, choices(Dim(options=NORMS, default="rms"))] = one("rms")
-    """Normalisation before each block and at the end."""
-    tie_embeddings: Annotated[Dim, choices(Dim(options=(False, True), default=False))] = one(False)
+    norm: Annotated[Dim, choices(FRAME["norm"])] = one("rms")
+    """Normalisation of each branch, and before the readout."""
+    norm_place: Annotated[Dim, choices(FRAME["norm_place"])] = one("pre")
+    """pre: x + f(norm(x)). sandwich: x + norm(f(norm(x))). post: norm(x + f(x))."""
+    tie_embeddings: Annotated[Dim, choices(FRAME["tie_embeddings"])] = one(False)
     """Whether input and output embeddings share weights (Press and Wolf 2017)."""
+    embedding_rank: Annotated[Dim, choices(FRAME["embedding_rank"])] = one(None)
+    """Width of factorised embeddings (ALBERT); none for embeddings of the model width."""
+    soft_cap: Annotated[Dim, choices(FRAME["soft_cap"])] = one(None)
+    """Logits become cap * tanh(logits / cap)."""
+    pause_tokens: Annotated[Dim, choices(FRAME["pause_tokens"])] = one(0)
+    """Learned tokens after each token; the answer is read at the last of them."""
+    layer_dropout: Annotated[Dim, choices(FRAME["layer_dropout"])] = one(0.0)
+    """Chance that training skips the last branch, less for earlier ones (LayerSkip)."""
+    exit_loss: Annotated[Dim, choices(FRAME["exit_loss"])] = one(0.0)
+    """Weight of the losses of early exits in training (LayerSkip)."""
     stack: list[StageSection] = Field(min_length=1)
     """The stages, from input to output."""
 

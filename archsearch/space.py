@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.dims import Dim, Value
-from archsearch.genome import Gene, Genome
+from archsearch.genome import FRAME, Gene, Genome
 
 if TYPE_CHECKING:
     import random
@@ -40,6 +40,8 @@ class Option:
     params: tuple[tuple[str, Dim], ...] = ()
     share: str | None = None
     """The shared definition that it comes from; its parameters are then chosen once."""
+    inner: tuple[Slot, ...] = ()
+    """What a wrapper holds."""
 
     @property
     def kind(self) -> str:
@@ -49,7 +51,7 @@ class Option:
     @property
     def content(self) -> tuple[object, ...]:
         """All but the label."""
-        return self.block, frozenset(self.params), self.share
+        return self.block, frozenset(self.params), self.share, self.inner
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,8 @@ class SearchSpace:
     name: str
     d_model: Dim
     stages: tuple[Stage, ...]
-    norm: Dim = field(default_factory=lambda: Dim(options=("rms",)))
-    tie_embeddings: Dim = field(default_factory=lambda: Dim(options=(False,)))
+    frame: Mapping[str, Dim] = field(default_factory=dict)
+    """What may stand around the stack, where it is not the default; see `genome.FRAME`."""
     match: Match | None = None
     require: tuple[Expr, ...] = ()
 
@@ -112,33 +114,29 @@ class SearchSpace:
         Raises:
             SpaceError: if every slot became the identity.
         """
-        d_model, genes, norm, tie = self._walk(choose)
-        return Genome(d_model, genes, norm, tie)
+        d_model, genes, frame = self._walk(choose)
+        return Genome(d_model, genes, **frame)
 
-    def _walk(self, choose: Choose) -> tuple[int, tuple[Gene, ...], str, bool]:
+    def _walk(self, choose: Choose) -> tuple[int, tuple[Gene, ...], dict[str, Any]]:
         def pick(path: str, dim: Dim) -> Value:
             return dim.first if dim.count == 1 else choose(path, dim)
 
         d_model = self.widths[0] if self.match else pick("d_model", self.d_model)
-        norm, tie = pick("norm", self.norm), pick("tie_embeddings", self.tie_embeddings)
+        frame = {name: pick(name, self.frame[name]) for name in FRAME if name in self.frame}
         shared: dict[str, Gene] = {}
         genes: list[Gene] = []
         for stage in self.stages:
             repeats = _whole(pick(f"{stage.name}.repeat", stage.repeat))
             if stage.choose == "once" and repeats:
-                genes += _pattern(stage, stage.name, pick, shared) * repeats
+                genes += _genes(stage.pattern, stage.name, pick, shared) * repeats
             if stage.choose == "per_repeat":
                 for i in range(repeats):
-                    genes += _pattern(stage, f"{stage.name}[{i}]", pick, shared)
-        return _whole(d_model), tuple(genes), str(norm), bool(tie)
+                    genes += _genes(stage.pattern, f"{stage.name}[{i}]", pick, shared)
+        return _whole(d_model), tuple(genes), frame
 
     def sample(self, rng: random.Random) -> Decisions:
         """Draw every choice independently, by the slot's prior where there is one."""
-        weights = {
-            f"{stage.name}.{slot.name}": slot.weights
-            for stage in self.stages
-            for slot in stage.pattern
-        }
+        weights = {path: slot.weights for path, slot in self._slots()}
         decisions: Decisions = {}
 
         def draw(path: str, dim: Dim) -> Value:
@@ -198,13 +196,12 @@ class SearchSpace:
                     total[used] = total.get(used, 0) + number
             ways = _times(ways, total)
         shared = {
-            option.share: _params_ways(option)
-            for stage in self.stages
-            for slot in stage.pattern
+            option.share: sum(_option_ways(option).values())
+            for _, slot in self._slots()
             for option in slot.options
             if option.share
         }
-        outer = [self.norm, self.tie_embeddings, *([] if self.match else [self.d_model])]
+        outer = [*self.frame.values(), *([] if self.match else [self.d_model])]
         members = sum(n * math.prod(shared[name] for name in used) for used, n in ways.items())
         return members * math.prod(dim.count for dim in outer)
 
@@ -212,13 +209,17 @@ class SearchSpace:
     def varying(self) -> frozenset[tuple[str, str]]:
         """The (block, parameter) pairs that differ within the space."""
         seen: dict[tuple[str, str], set[Value]] = {}
-        for stage in self.stages:
-            for slot in stage.pattern:
-                for option in slot.options:
-                    for name, dim in option.params:
-                        known = dim.options or (dim.low, dim.high)
-                        seen.setdefault((option.block or "", name), set()).update(known)
+        for _, slot in self._slots():
+            for option in slot.options:
+                for name, dim in option.params:
+                    known = dim.options or (dim.low, dim.high)
+                    seen.setdefault((option.block or "", name), set()).update(known)
         return frozenset(pair for pair, values in seen.items() if len(values) > 1)
+
+    def _slots(self) -> Iterator[tuple[str, Slot]]:
+        """Every slot, with the path of its choice in a stage that repeats once."""
+        for stage in self.stages:
+            yield from _nested(stage.pattern, stage.name)
 
     def locate(self, genome: Genome) -> Decisions | None:
         """Answers that lead to `genome`, or None if it is not in the space.
@@ -235,10 +236,20 @@ def _widths(dim: Dim) -> tuple[int, ...]:
     return tuple(sorted(_whole(width) for width in dim.values or ()))
 
 
-def _pattern(stage: Stage, path: str, pick: Choose, shared: dict[str, Gene]) -> list[Gene]:
-    """One pass through the slots of a stage."""
+def _nested(pattern: tuple[Slot, ...], path: str) -> Iterator[tuple[str, Slot]]:
+    for slot in pattern:
+        here = f"{path}.{slot.name}"
+        yield here, slot
+        for option in slot.options:
+            yield from _nested(option.inner, option_path(option, here))
+
+
+def _genes(
+    pattern: tuple[Slot, ...], path: str, pick: Choose, shared: dict[str, Gene]
+) -> list[Gene]:
+    """One pass through the slots of a pattern."""
     genes: list[Gene] = []
-    for slot in stage.pattern:
+    for slot in pattern:
         here = f"{path}.{slot.name}"
         label = pick(here, slot.dim)
         option = next(option for option in slot.options if option.label == label)
@@ -253,7 +264,8 @@ def _gene(option: Option, path: str, pick: Choose, shared: dict[str, Gene]) -> G
         return shared[option.share]
     base = option_path(option, path)
     params = {name: pick(f"{base}.{name}", dim) for name, dim in option.params}
-    gene = Gene.of(option.block or "", option.share, **params)
+    inner = _genes(option.inner, base, pick, shared)
+    gene = Gene.of(option.block or "", option.share, inner, **params)
     if option.share:
         shared[option.share] = gene
     return gene
@@ -270,13 +282,16 @@ def _slot_ways(slot: Slot) -> Count:
         for repeat in slot.repeat.values or ():
             chosen = option.block is not None and _whole(repeat) > 0
             used = frozenset({option.share} if option.share and chosen else ())
-            own = 1.0 if option.share or not chosen else _params_ways(option)
-            ways[used] = ways.get(used, 0) + own
+            own = {used: 1.0} if option.share or not chosen else _option_ways(option)
+            for among, number in own.items():
+                ways[among] = ways.get(among, 0) + number
     return ways
 
 
-def _params_ways(option: Option) -> float:
-    return float(math.prod(dim.count for _, dim in option.params))
+def _option_ways(option: Option) -> Count:
+    """Ways to choose the parameters of an option and what it holds."""
+    own = {frozenset[str](): float(math.prod(dim.count for _, dim in option.params))}
+    return _times(own, *(_slot_ways(slot) for slot in option.inner))
 
 
 def _times(*factors: Count) -> dict[frozenset[str], float]:

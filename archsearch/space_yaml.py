@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from archsearch.catalogue import block_names, found
 from archsearch.choices import given, quantity
-from archsearch.dims import Dim
+from archsearch.dims import Dim, one
 from archsearch.errors import SpaceError, nearest
 from archsearch.expr import QUANTITIES, SCORES, Expr, ExprError, Takes
-from archsearch.genome import Genome
+from archsearch.genome import FRAME, Genome
 from archsearch.library import read_space
 from archsearch.sections import (
     WIDTH,
@@ -128,8 +128,11 @@ class _Reader:
             name=file.name,
             d_model=self._width(file),
             stages=tuple(stages),
-            norm=model.norm,
-            tie_embeddings=model.tie_embeddings,
+            frame={
+                name: chosen
+                for name, dim in FRAME.items()
+                if (chosen := getattr(model, name)) != one(dim.default)
+            },
             match=match,
             require=tuple(rules),
         )

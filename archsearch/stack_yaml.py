@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +57,10 @@ class StackReader:
             self._name(name, (*path, "stage"))
             if name in {stage.name for stage in stages}:
                 document.problem((*path, "stage"), f"two stages are called '{name}'")
-            taken: set[str] = set()
-            pattern = [
-                slot
-                for j, item in enumerate(data["pattern"])
-                if (slot := self._slot(item, (*path, "pattern", j), taken))
-            ]
+            pattern = self._pattern(data["pattern"], (*path, "pattern"), set())
             repeat = self._choices(data.get("repeat", 1), REPEAT, (*path, "repeat"))
             anew = data.get("choose") == "per_repeat"
-            stages.append(Stage(name, tuple(pattern), repeat, "per_repeat" if anew else "once"))
+            stages.append(Stage(name, pattern, repeat, "per_repeat" if anew else "once"))
         for name in self.define:
             if not re.fullmatch(NAME, name):
                 message = f"'{name}' is no name: letters, digits, _ and -, a letter first"
@@ -82,10 +78,7 @@ class StackReader:
                 self._warn(path, f"the definition '{name}' is never used", key=True)
 
     def _check_depth(self, stages: list[Stage]) -> None:
-        most = sum(
-            _most(stage.repeat) * sum(_most(slot.repeat) for slot in stage.pattern)
-            for stage in stages
-        )
+        most = sum(_most(stage.repeat) * _deepest(stage.pattern) for stage in stages)
         if most > MOST_GENES:
             message = f"the stack unrolls to as many as {most} blocks; at most {MOST_GENES}"
             self.document.problem(("model", "stack"), message, key=True)
@@ -99,6 +92,11 @@ class StackReader:
             message = f"{what} is no name: letters, digits, _ and -, a letter first"
             self.document.problem(path, message, key=key)
         return str(name)
+
+    def _pattern(self, data: list[Any], path: Path, taken: set[str]) -> tuple[Slot, ...]:
+        """The slots of a pattern; their names differ from those `taken`."""
+        slots = [self._slot(item, (*path, i), taken) for i, item in enumerate(data)]
+        return tuple(slot for slot in slots if slot)
 
     def _slot(self, data: Any, path: Path, taken: set[str]) -> Slot | None:
         document = self.document
@@ -152,7 +150,7 @@ class StackReader:
                     continue
                 same = sum(known.kind == option.kind for known in options)
                 label = f"{option.kind}#{same + 1}" if same else option.kind
-                options.append(Option(label, option.block, option.params, option.share))
+                options.append(dataclasses.replace(option, label=label))
         return options
 
     def _option(self, data: Any, path: Path) -> list[Option]:
@@ -180,15 +178,35 @@ class StackReader:
             message = f"the parameters of '{name}' are a mapping, not {given(params)}"
             document.problem(spot, message)
             return []
-        dims = {} if name == "none" else block_info(name).dims
+        info = None if name == "none" else block_info(name)
+        dims = info.dims if info else {}
+        inner = self._held(name, params, spot) if info and info.wraps else ()
         chosen = []
         for key, value in params.items():
+            if info and info.wraps and key == "of":
+                continue
             if key in dims:
                 chosen.append((key, self._choices(value, dims[key], (*spot, key))))
             else:
                 message = f"block '{name}' has no parameter '{key}'"
                 document.problem((*spot, key), message, nearest(key, dims), key=True)
-        return [Option(name, None if name == "none" else name, tuple(chosen))]
+        return [Option(name, None if name == "none" else name, tuple(chosen), inner=inner)]
+
+    def _held(self, name: str, params: dict[str, Any], path: Path) -> tuple[Slot, ...]:
+        """The slots that a wrapper holds."""
+        held = params.get("of")
+        if isinstance(held, list) and held:
+            pattern = self._pattern(held, (*path, "of"), {"of", *block_info(name).dims})
+            for kind in _to_next(pattern) if block_info(name).wraps == "set" else ():
+                message = (
+                    f"'{name}' cannot hold '{kind}', whose output goes to the next block alone"
+                )
+                self.document.problem((*path, "of"), message, key=True)
+            return pattern
+        message = f"'{name}' needs 'of': the slots that it holds"
+        hint = f"e.g. `{name}: {{of: [mixer: attention, ffn: swiglu]}}`"
+        self.document.problem((*path, "of") if "of" in params else path, message, hint)
+        return ()
 
     def _use(self, name: Any, path: Path) -> list[Option]:
         if not isinstance(name, str) or name not in self.define:
@@ -231,7 +249,7 @@ class StackReader:
         if not shared:
             return options
         if len(options) == 1 and options[0].block is not None:
-            return [Option(f"use:{name}", options[0].block, options[0].params, name)]
+            return [dataclasses.replace(options[0], label=f"use:{name}", share=name)]
         if options or len(document.problems) == before:
             words = ", ".join(option.kind for option in options)
             message = f"'{name}' is shared, so it must be one block, not: {words}"
@@ -270,6 +288,20 @@ class StackReader:
                 right = False
                 self.document.problem((*path, key), "a weight is a number above 0")
         return tuple(data.get(label, 1) for label in labels) if right else None
+
+
+def _to_next(pattern: tuple[Slot, ...]) -> list[str]:
+    """The blocks in a pattern whose output goes to the next block alone."""
+    blocks = {option.block for slot in pattern for option in slot.options if option.block}
+    return sorted(block for block in blocks if block_info(block).joins == "next")
+
+
+def _deepest(pattern: tuple[Slot, ...]) -> int:
+    """Most blocks that a pattern unrolls to."""
+    return sum(
+        _most(slot.repeat) * max(1 + _deepest(option.inner) for option in slot.options)
+        for slot in pattern
+    )
 
 
 def _most(repeat: Dim) -> int:

@@ -9,9 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     0: "errors dims cost seeds words catalogue genome expr drawing",
-    1: "block kernels",
+    1: "block wrapper kernels",
     2: "blocks",
-    3: "choices sections yaml_source stack_yaml space_yaml space locate library schema model rules",
+    3: "choices sections yaml_source stack_yaml space_yaml space locate library schema "
+    "stack model rules",
     4: "train trial weights testing",
     5: "search",
     6: "export scale",

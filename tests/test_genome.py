@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from archsearch.catalogue import block_info, block_names
 from archsearch.errors import SpaceError
-from archsearch.genome import MOST_GENES, MOST_REPEATS, NORMS, Gene, Genome, runs
+from archsearch.genome import FRAME, MOST_GENES, MOST_REPEATS, Gene, Genome, runs
 from archsearch.model import build
 from archsearch.space_yaml import dump, parse
 
@@ -108,7 +108,7 @@ REFUSED = [
     (lambda: Genome(16, (Gene.of("swiglu"),) * (MOST_GENES + 1)), "a genome of 1025 blocks"),
     (lambda: Genome(0, (Gene.of("swiglu"),)), "d_model cannot be 0"),
     (lambda: Genome(16.0, (Gene.of("swiglu"),)), "d_model cannot be 16"),
-    (lambda: Genome(16, (Gene.of("swiglu"),), "batch"), "unknown norm 'batch'; legal: rms, layer"),
+    (lambda: Genome(16, (Gene.of("swiglu"),), "batch"), "norm cannot be batch; legal: rms, layer"),
     (
         lambda: Genome(16, (Gene.of("swiglu", "A"), Gene.of("swiglu", "A", mult=3))),
         "the blocks that share the weights 'A' differ",
@@ -281,7 +281,8 @@ def scan(count):
             chosen += [gene] * rng.randrange(1, 3)
         rng.shuffle(chosen)
         try:
-            genome = Genome(8 * rng.randrange(1, 9), tuple(chosen), rng.choice(NORMS))
+            norm = rng.choice(FRAME["norm"].options)
+            genome = Genome(8 * rng.randrange(1, 9), tuple(chosen), norm)
         except SpaceError:
             continue
         found.setdefault(genome.key, set()).add(json.dumps(genome.to_json(), sort_keys=True))

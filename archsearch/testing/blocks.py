@@ -22,6 +22,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -34,13 +35,13 @@ from archsearch.testing.cases import (
     cases,
     draw,
     edges,
-    empty,
+    holding,
     refusal,
     stream,
     wider,
 )
 
-__all__ = ["BLOCK_LAWS", "CASE_LAWS", "Case", "cases", "empty"]
+__all__ = ["BLOCK_LAWS", "CASE_LAWS", "Case", "cases"]
 
 LENGTHS = (1, 2, 7, 65, 150)
 """Lengths of sequence: on both sides of the usual sizes of chunks, tiles and windows."""
@@ -66,7 +67,7 @@ def is_documented(block: type[Block]) -> None:
 
 def has_no_dead_roles(block: type[Block]) -> None:
     """Every declared role belongs to a parameter of some case."""
-    modules = [empty(block, case.width, case.config) for case in cases(block)]
+    modules = [case.empty() for case in cases(block)]
     names = {name for module in modules for name, _ in module.named_parameters()}
     dead = [pattern for pattern in block.roles if not fnmatch.filter(names, pattern)]
     assert not dead, f"roles without a parameter: {', '.join(dead)}"
@@ -78,7 +79,8 @@ def refuses_what_does_not_fit(block: type[Block]) -> None:
     for given in options:
         config = block.Config(**dict(block.info.fill(given)))
         for width in (*range(1, 13), 16, 24, 33, 48):
-            why, case = refusal(block, width, config), Case(block, width, config)
+            case = Case(block, width, config, holding(block))
+            why = refusal(case)
             assert "legal" in (why or "legal"), f"does not say what is legal: {why}"
             if why or not affordable(case):
                 continue
@@ -97,7 +99,10 @@ def equals_oracle(case: Case) -> None:
     So do the losses that both of them collect.
     """
     module = case.build(torch.float64, drawn=True)
-    for index, time in enumerate(LENGTHS):
+    for index, (training, time) in enumerate(product((True, False), LENGTHS)):
+        if not training and case.block.info.causal:
+            continue
+        module.train(training)
         use, std = index % case.uses, (1.0, 4.0)[index % 2]
         some_BT = torch.arange(time).mul(3).expand(2, time) + torch.tensor([[0], [5]])
         position = some_BT if index % 2 else 3 * index
@@ -164,14 +169,15 @@ def costs_what_it_says(case: Case) -> None:
     """Parameters and state bytes are exact, FLOPs within 2 % of what is measured."""
     block, width, config = case.block, case.width, case.config
     for uses in range(1, case.uses + 1):
-        built = sum(p.numel() for p in empty(block, width, config, uses).parameters())
+        built = sum(p.numel() for p in case.empty(uses).parameters())
         again = block.params_per_use(width, config)
-        said = block.cost(width, config, 16).params + (uses - 1) * again
+        said = case.cost(16).params + (uses - 1) * again
         assert said == built, f"cost says {said} parameters, built for {uses} uses are {built}"
-    module = case.build()
+    module = case.build().train()
     for time in LENGTHS:
-        cost, (x_BTD, ctx) = block.cost(width, config, time), _inputs(case, time, torch.float32)
-        assert 0 <= cost.active_params <= cost.params, "more parameters active than there are"
+        cost, (x_BTD, ctx) = case.cost(time), _inputs(case, time, torch.float32)
+        most = math.inf if case.inner else cost.params  # a loop meets its parameters often
+        assert 0 <= cost.active_params <= most, "more parameters active than there are"
         with torch.no_grad():
             measured = _flops(module, x_BTD, ctx) / (len(x_BTD) * time)
             error = abs(cost.flops - measured)
@@ -189,12 +195,12 @@ def costs_what_it_says(case: Case) -> None:
 
 def has_true_roles(case: Case) -> None:
     """Every parameter has a role, and its named axes are those that grow with the width."""
-    block, config = case.block, case.config
-    small = dict(empty(block, case.width, config).named_parameters())
-    large = dict(empty(block, wider(case), config).named_parameters())
+    module = case.empty()
+    small, roles = dict(module.named_parameters()), case.roles(module)
+    large = dict(wider(case).empty().named_parameters())
     assert small.keys() == large.keys(), "another width has other parameters"
     for name, parameter in small.items():
-        role, axes = role_of(block.roles, name), len(parameter.shape)
+        role, axes = role_of(roles, name), len(parameter.shape)
         assert len(role.axes) == axes, f"{name} has {axes} axes, its role {len(role.axes)}"
         for axis, (before, after) in enumerate(
             zip(parameter.shape, large[name].shape, strict=True)
@@ -211,7 +217,7 @@ def has_true_roles(case: Case) -> None:
 
 def starts_from_roles(case: Case) -> None:
     """Roles alone fill every parameter, from the given random stream and no other."""
-    held = list(empty(case.block, case.width, case.config, case.uses).buffers())
+    held = list(case.empty().buffers())
     assert not held, "a buffer computed in __init__ is lost when the block leaves the meta device"
     before = torch.get_rng_state()
     first, second = case.build(), case.build()
@@ -227,6 +233,8 @@ def stays_finite(case: Case) -> None:
     """Outputs and gradients are finite, with extreme parameters and inputs as well."""
     usual, drawn, large, extreme = case.build(), case.build(drawn=True), case.build(), case.build()
     draw(extreme, 10.0)
+    for module in (usual, drawn, large, extreme):
+        module.train()
     with torch.no_grad():
         for parameter in large.parameters():
             parameter.mul_(10)
@@ -301,7 +309,9 @@ def _with_gradients(
     weight_BTD = torch.randn(y_BTD.shape, generator=stream("weight"), dtype=y_BTD.dtype)
     leaves = {"x": x_BTD, "embedding": ctx.embedding, **dict(module.named_parameters())}
     loss = (y_BTD * weight_BTD).sum() + added
-    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    grads: tuple[Tensor | None, ...] = (None,) * len(leaves)
+    if loss.requires_grad:
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     named = zip(leaves.items(), grads, strict=True)
     found = {f"gradient of {n}": torch.zeros_like(v) if g is None else g for (n, v), g in named}
     return {"output": y_BTD.detach(), "sum of losses": added.detach(), **found}

@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import Generator
 
-from archsearch.block import Block, init_weights
+from archsearch.block import Block, Role, init_weights
+from archsearch.cost import Cost, Held
 from archsearch.dims import Dim, Value, word
 from archsearch.errors import BlockError
+from archsearch.genome import Gene, Genome
 from archsearch.seeds import seed
+from archsearch.stack import Stack, configured, stack_cost
+from archsearch.wrapper import Wrapper
 
 WIDTHS = (32, 48, 64, 16)
 """Widths of the cases; the first one that a config fits is taken."""
@@ -30,11 +34,14 @@ class Case:
     block: type[Block]
     width: int
     config: Any
+    inner: tuple[Gene, ...] = ()
+    """What a wrapper holds."""
 
     def __str__(self) -> str:
         fields, usual = dataclasses.asdict(self.config), dict(self.block.info.fill({}))
         named = (f"{k}={word(v)}" for k, v in fields.items() if v != usual[k])
-        return "-".join((self.block.info.name, str(self.width), *named))
+        held = ["+".join(gene.block for gene in self.inner)] if self.inner else []
+        return "-".join((self.block.info.name, str(self.width), *held, *named))
 
     @property
     def uses(self) -> int:
@@ -48,15 +55,42 @@ class Case:
 
         With `drawn`, every parameter is random instead: what starts at 0 or 1 hides mistakes.
         """
-        module = empty(self.block, self.width, self.config, self.uses).to_empty(device="cpu")
+        module = self.empty(self.uses).to_empty(device="cpu")
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.fill_(math.nan)
-        init_weights(module, self.block.roles, stream("init", start))
+        init_weights(module, self.roles(module), stream("init", start))
         module = module.to(dtype).train(self.block.info.causal)
         if drawn:
             draw(module, 1.0)
         return module
+
+    def empty(self, uses: int = 1) -> Block:
+        """The block on the meta device: shapes without memory."""
+        build: Callable[..., Block] = self.block
+        extra: dict[str, Any] = {"uses": uses} if self.block.per_use else {}
+        with torch.device("meta"):
+            if self.inner:
+                extra["inner"] = Stack(Genome(self.width, self.inner), self.inner)
+            return build(self.width, self.config, **extra)
+
+    def roles(self, module: Block) -> dict[str, Role]:
+        """The role of every parameter of what `build` or `empty` made; by pattern, or by name."""
+        roles = dict(self.block.roles)
+        if isinstance(module, Wrapper) and isinstance(module.inner, Stack):
+            inner = module.inner
+            roles |= {f"inner.{n}": inner.role_of(n) for n, _ in inner.named_parameters()}
+        return roles
+
+    def cost(self, seq_len: int) -> Cost:
+        """The cost that the block declares."""
+        if not self.inner:
+            return self.block.cost(self.width, self.config, seq_len)
+        genome = Genome(self.width, self.inner)
+        held = Held(len(self.inner), lambda time: stack_cost(genome, self.inner, time))
+        wrapper: Any = self.block
+        cost: Cost = wrapper.cost(self.width, self.config, seq_len, held)
+        return cost
 
 
 def cases(block: type[Block], drawn: int = 4) -> list[Case]:
@@ -81,11 +115,12 @@ def cases(block: type[Block], drawn: int = 4) -> list[Case]:
     return list(found)
 
 
-def empty(block: type[Block], width: int, config: Any, uses: int = 1) -> Block:
-    """The block on the meta device: shapes without memory."""
-    build: Callable[..., Block] = block
-    with torch.device("meta"):
-        return build(width, config, uses=uses) if block.per_use else build(width, config)
+def holding(block: type[Block]) -> tuple[Gene, ...]:
+    """What a wrapper holds in a test: a mixer with positions and one without, and an ffn."""
+    if block.info.wraps is None:
+        return ()
+    mamba = Gene.of("mamba2", head_dim=8, d_state=4)
+    return (Gene.of("attention", heads=2), Gene.of("swiglu", mult=1), mamba)
 
 
 def edges(dim: Dim, most: float = math.inf) -> tuple[Value, ...]:
@@ -108,16 +143,18 @@ def _case(
 ) -> Case | None:
     config = block.Config(**dict(block.info.fill(given)))
     for width in widths:
-        case = Case(block, width, config)
-        if refusal(block, width, config) is None and affordable(case):
+        case = Case(block, width, config, holding(block))
+        if refusal(case) is None and affordable(case):
             return case
     return None
 
 
-def refusal(block: type[Block], width: int, config: Any) -> str | None:
-    """What `check` says against this width, if anything."""
+def refusal(case: Case) -> str | None:
+    """What `check` says against the width, if anything."""
+    held = [configured(gene) for gene in case.inner]
     try:
-        block.check(width, config)
+        for kind, config in [(case.block, case.config), *held]:
+            kind.check(case.width, config)
     except BlockError as error:
         return str(error)
     return None
@@ -125,15 +162,16 @@ def refusal(block: type[Block], width: int, config: Any) -> str | None:
 
 def affordable(case: Case) -> bool:
     """Whether its oracle takes no longer than a test may."""
-    cost = case.block.cost(case.width, case.config, 64)
+    cost = case.cost(64)
     return max(cost.params, cost.state_bytes // 4) <= LARGEST
 
 
-def wider(case: Case) -> int:
-    """A larger width that the config fits."""
+def wider(case: Case) -> Case:
+    """The case at a larger width that the config fits."""
     for width in (factor * case.width for factor in (2, 3, 4, 6, 8)):
-        if refusal(case.block, width, case.config) is None:
-            return width
+        other = dataclasses.replace(case, width=width)
+        if refusal(other) is None:
+            return other
     raise AssertionError(f"no multiple of width {case.width} fits {case}")
 
 
