@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from archsearch.catalogue import block_info
 from archsearch.dims import one
 from archsearch.genome import FRAME
-from archsearch.space import Decisions, Option, SearchSpace, Stage, option_path
+from archsearch.space import (
+    Decisions,
+    Option,
+    SearchSpace,
+    Stage,
+    layer_share,
+    option_path,
+    plan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +46,10 @@ class _Place(NamedTuple):
     began: int
     """The gene at which a stage with `choose: once` began: what its motif spells."""
     shared: _Shared
+    plan: tuple[int, ...] | None = None
+    """Which weights each repeat of a stage with `unique` uses."""
+    here: int = 0
+    """The gene at which the repeat began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +98,19 @@ def _ways(
 def _next(walk: _Walk, stage: Stage, genes: tuple[Gene, ...]) -> Iterator[_Walk]:
     """Every way to take one more step: to end the stage, or to fill its next slot."""
     place, once = walk.place, stage.choose == "once"
-    if place.slot == 0 and place.repeat in stage.repeat:
-        ended = _answer(f"{stage.name}.repeat", stage.repeat, place.repeat)
-        after = place._replace(stage=place.stage + 1, repeat=0, began=place.gene)
-        yield _Walk(after, walk.answers | ended)
-    if not any(isinstance(r, int) and r > place.repeat for r in stage.repeat.values or ()):
+    if stage.unique and place.plan is None:
+        for order, answers in _plans(stage):
+            yield replace(walk, place=place._replace(plan=order), answers=walk.answers | answers)
         return
+    ends = {len(place.plan)} if place.plan is not None else set(stage.repeat.values or ())
+    if place.slot == 0 and place.repeat in ends:
+        ended = _answer(f"{stage.name}.repeat", stage.repeat, place.repeat)
+        after = place._replace(stage=place.stage + 1, repeat=0, began=place.gene, plan=None)
+        yield _Walk(after, walk.answers | ended)
+    if not any(isinstance(r, int) and r > place.repeat for r in ends):
+        return
+    if place.slot == 0:
+        walk = replace(walk, place=place._replace(here=place.gene))
     if once and place.repeat:
         ways = [walk.motif]
     elif place.slot == len(stage.pattern):
@@ -112,19 +131,40 @@ def _next(walk: _Walk, stage: Stage, genes: tuple[Gene, ...]) -> Iterator[_Walk]
             yield replace(moved, place=place)
 
 
+def _plans(stage: Stage) -> Iterator[tuple[tuple[int, ...], Decisions]]:
+    """Every order in which a stage with `unique` may use its weights, and the answers."""
+    assert stage.unique is not None
+    for repeats in (r for r in stage.repeat.values or () if isinstance(r, int)):
+        if repeats == 0:
+            yield (), {}
+            continue
+        for unique in (u for u in stage.unique.values or () if isinstance(u, int)):
+            answers = _answer(f"{stage.name}.unique", stage.unique, unique)
+            free = 1 < unique < repeats
+            for scheme in (stage.scheme.values or ()) if free else (stage.scheme.first,):
+                chosen = _answer(f"{stage.name}.scheme", stage.scheme, scheme) if free else {}
+                yield plan(repeats, min(unique, repeats), str(scheme)), answers | chosen
+
+
 def _fill(
     walk: _Walk, stage: Stage, option: Option, times: int, genes: tuple[Gene, ...]
 ) -> Iterator[_Walk]:
     """The walks with the next slot filled by `times` of an option; none if the genes differ."""
     place, slot = walk.place, stage.pattern[walk.place.slot]
     once = stage.choose == "once"
-    path = f"{stage.name if once else f'{stage.name}[{place.repeat}]'}.{slot.name}"
+    own = place.plan[place.repeat] if place.plan else place.repeat
+    path = f"{stage.name if once else f'{stage.name}[{own}]'}.{slot.name}"
     answers = _answer(path, slot.dim, option.label)
     answers |= _answer(f"{path}.repeat", slot.repeat, times)
     motif = (*walk.motif, (option, times)) if once and not place.repeat else walk.motif
     ways: list[_Match] = [(place.gene, place.shared, {})]
     if option.block is not None and times:
-        ways = list(_matches(walk, option, option_path(option, path), times, genes))
+        base = option_path(option, path)
+        names: list[str | None] = [option.share] * times
+        if stage.unique and not option.share:
+            first = place.gene - place.here
+            names = [layer_share(stage, own, first + i) for i in range(times)]
+        ways = list(_matches(walk, option, base, names, genes))
     for gene, shared, chosen in ways:
         given = answers | chosen
         if all(walk.answers.get(question, answer) == answer for question, answer in given.items()):
@@ -138,9 +178,9 @@ _Match = tuple[int, _Shared, Decisions]
 
 
 def _matches(
-    walk: _Walk, option: Option, base: str, times: int, genes: tuple[Gene, ...]
+    walk: _Walk, option: Option, base: str, names: list[str | None], genes: tuple[Gene, ...]
 ) -> Iterator[_Match]:
-    """The ways in which `times` of an option make the next genes."""
+    """The ways in which an option makes the next genes, with weights of these names."""
     place, info = walk.place, block_info(option.block or "")
     free = {n: walk.answers.get(f"{base}.{n}", d.first) for n, d in option.params}
     for held in _held(option, (), base, walk.answers, place.shared) if info.wraps else ():
@@ -150,20 +190,22 @@ def _matches(
         if info.joins == "next":  # only a branch that nobody reads may follow the last gene
             yield place.gene, place.shared, _chosen(option, base, free)
         return
-    gene = genes[place.gene]
-    values = _params(option, gene)
-    if values is None or genes[place.gene : place.gene + times] != (gene,) * times:
+    gene, after = genes[place.gene], place.gene + len(names)
+    values, bound = _params(option, gene), place.shared
+    if values is None or after > len(genes):
         return
-    bound = _bind(place.shared, option.share, gene.share, times)
-    if bound is None:
-        return
+    for name, other in zip(names, genes[place.gene : after], strict=True):
+        shares = _bind(bound, name, other.share, names.count(name))
+        if shares is None or replace(other, share=gene.share) != gene:
+            return
+        bound = shares
     chosen = _chosen(option, base, values)
     if not info.wraps:
-        yield place.gene + times, bound, chosen
+        yield after, bound, chosen
         return
     for inner in permutations(gene.inner) if info.wraps == "set" else (gene.inner,):
         for held in _held(option, inner, base, walk.answers, bound):
-            yield place.gene + times, held.place.shared, chosen | held.answers
+            yield after, held.place.shared, chosen | held.answers
 
 
 def _held(

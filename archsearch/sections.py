@@ -16,12 +16,14 @@ from archsearch.choices import choices, given, number, seconds
 from archsearch.dims import Dim, one
 from archsearch.errors import nearest
 from archsearch.genome import FRAME, MOST_REPEATS
+from archsearch.space import SCHEMES
 
 INF = float("inf")
 NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
 """What a stage, a slot and a definition may be called."""
 WIDTH = Dim(low=8, high=65_536, step=1, default=64)
 REPEAT = Dim(low=0, high=MOST_REPEATS, step=1, default=1)
+UNIQUE = Dim(low=1, high=MOST_REPEATS, step=1, default=1)
 
 
 class Section(BaseModel):
@@ -42,6 +44,10 @@ class StageSection(Section):
     """How often the pattern repeats."""
     choose: Literal["once", "per_repeat"] = "once"
     """once: the same choices in every repeat (a motif). per_repeat: choose anew in each."""
+    unique: Annotated[Dim | None, choices(UNIQUE)] = None
+    """How many of the repeats have weights of their own; the others use these again."""
+    scheme: Annotated[Dim, choices(SCHEMES)] = one("sequence")
+    """In which order: sequence (aabbcc), cycle (abcabc) or cycle_rev (abccba)."""
     pattern: list[Any] = Field(min_length=1)
     """The slots, in order."""
 
@@ -138,6 +144,8 @@ class Recipe(Section):
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """Learning rate after warm-up; wsd falls linearly over the last fifth."""
+    z_loss: Annotated[float, number(0.0, INF)] = 0.0
+    """Weight of the squared log of the softmax's denominator, e.g. 1e-4 (PaLM)."""
     clip: Annotated[float, number(0.0, INF)] = 1.0
     """Largest gradient norm; 0 for no clipping."""
     seeds: Annotated[int, number(1, 100, whole=True)] = 1

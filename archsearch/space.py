@@ -8,8 +8,8 @@ at random, asking Optuna and replaying stored answers differ only in who answers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,10 @@ Decisions = dict[str, Value]
 """The answers that lead to one genome, by path. Paths that were not asked are absent."""
 Count = Mapping[frozenset[str], float]
 """Number of ways, by the set of shared definitions that they use."""
+
+
+SCHEMES = Dim(options=("sequence", "cycle", "cycle_rev"), default="sequence")
+"""Orders in which the repeats of a stage use fewer sets of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,23 @@ class Stage:
     pattern: tuple[Slot, ...]
     repeat: Dim
     choose: Literal["once", "per_repeat"] = "once"
+    unique: Dim | None = None
+    """How many of the repeats have weights of their own; None for all."""
+    scheme: Dim = field(default_factory=lambda: SCHEMES)
+    """In which order the repeats use them, see `plan`."""
+
+
+def plan(repeats: int, unique: int, scheme: str) -> tuple[int, ...]:
+    """Which weights each repeat uses, for example 3 in 6 repeats (arXiv 2104.06022, figure 1).
+
+    sequence: 0 0 1 1 2 2. cycle: 0 1 2 0 1 2. cycle_rev: 0 1 2 2 1 0. One for all is ALBERT's.
+    """
+    if scheme == "sequence":
+        return tuple(i * unique // repeats for i in range(repeats))
+    cycle = [i % unique for i in range(repeats)]
+    if scheme == "cycle_rev" and repeats > unique:
+        cycle[-unique:] = range(unique - 1, -1, -1)
+    return tuple(cycle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +147,7 @@ class SearchSpace:
         shared: dict[str, Gene] = {}
         genes: list[Gene] = []
         for stage in self.stages:
-            repeats = _whole(pick(f"{stage.name}.repeat", stage.repeat))
-            if stage.choose == "once" and repeats:
-                genes += _genes(stage.pattern, stage.name, pick, shared) * repeats
-            if stage.choose == "per_repeat":
-                for i in range(repeats):
-                    genes += _genes(stage.pattern, f"{stage.name}[{i}]", pick, shared)
+            genes += _repeats(stage, pick, shared)
         return _whole(d_model), tuple(genes), frame
 
     def sample(self, rng: random.Random) -> Decisions:
@@ -187,14 +203,7 @@ class SearchSpace:
         """Number of ways to answer every question; infinite if one is continuous."""
         ways: Count = {frozenset(): 1.0}
         for stage in self.stages:
-            one = _times(*(_slot_ways(slot) for slot in stage.pattern))
-            total: dict[frozenset[str], float] = {}
-            for repeat in stage.repeat.values or ():
-                times = _whole(repeat)
-                part = _times(*[one] * times) if stage.choose == "per_repeat" else one
-                for used, number in ({frozenset[str](): 1.0} if times == 0 else part).items():
-                    total[used] = total.get(used, 0) + number
-            ways = _times(ways, total)
+            ways = _times(ways, _stage_ways(stage))
         shared = {
             option.share: sum(_option_ways(option).values())
             for _, slot in self._slots()
@@ -244,6 +253,35 @@ def _nested(pattern: tuple[Slot, ...], path: str) -> Iterator[tuple[str, Slot]]:
             yield from _nested(option.inner, option_path(option, here))
 
 
+def _repeats(stage: Stage, pick: Choose, shared: dict[str, Gene]) -> list[Gene]:
+    """Every pass through the slots of a stage."""
+    repeats = _whole(pick(f"{stage.name}.repeat", stage.repeat))
+    order: Sequence[int] = range(repeats)
+    if stage.unique and repeats:
+        unique = _whole(pick(f"{stage.name}.unique", stage.unique))
+        free = 1 < unique < repeats
+        scheme = pick(f"{stage.name}.scheme", stage.scheme) if free else stage.scheme.first
+        order = plan(repeats, min(unique, repeats), str(scheme))
+    passes: dict[int, list[Gene]] = {}
+    for own in order:
+        if own not in passes:
+            once = stage.choose == "once"
+            path = stage.name if once else f"{stage.name}[{own}]"
+            fresh = not (once and passes)
+            drawn = _genes(stage.pattern, path, pick, shared) if fresh else passes[order[0]]
+            passes[own] = drawn
+    return [
+        replace(gene, share=layer_share(stage, own, k)) if stage.unique and not gene.share else gene
+        for own in order
+        for k, gene in enumerate(passes[own])
+    ]
+
+
+def layer_share(stage: Stage, own: int, place: int) -> str:
+    """The name of the weights at one place of a repeat; no definition can have it."""
+    return f"{stage.name}:{own}:{place}"
+
+
 def _genes(
     pattern: tuple[Slot, ...], path: str, pick: Choose, shared: dict[str, Gene]
 ) -> list[Gene]:
@@ -274,6 +312,22 @@ def _gene(option: Option, path: str, pick: Choose, shared: dict[str, Gene]) -> G
 def option_path(option: Option, slot_path: str) -> str:
     """Where the parameters of an option are chosen; once for all uses of shared weights."""
     return f"define.{option.share}" if option.share else f"{slot_path}.{option.label}"
+
+
+def _stage_ways(stage: Stage) -> Count:
+    one = _times(*(_slot_ways(slot) for slot in stage.pattern))
+    total: dict[frozenset[str], float] = {}
+    for repeats in map(_whole, stage.repeat.values or ()):
+        if repeats == 0:
+            total[frozenset()] = total.get(frozenset(), 0) + 1
+            continue
+        uniques = map(_whole, (stage.unique.values if stage.unique else None) or (repeats,))
+        for unique in uniques:
+            schemes = stage.scheme.count if 1 < unique < repeats else 1
+            passes = min(unique, repeats) if stage.choose == "per_repeat" else 1
+            for used, number in _times(*[one] * passes).items():
+                total[used] = total.get(used, 0) + schemes * number
+    return total
 
 
 def _slot_ways(slot: Slot) -> Count:

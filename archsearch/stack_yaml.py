@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.catalogue import block_info, block_names
 from archsearch.choices import Misfit, given, read_choices
 from archsearch.dims import Dim
 from archsearch.errors import nearest
 from archsearch.genome import MOST_GENES
-from archsearch.sections import NAME, REPEAT
-from archsearch.space import Option, Slot, Stage
+from archsearch.sections import NAME, REPEAT, UNIQUE
+from archsearch.space import SCHEMES, Option, Slot, Stage
 
 if TYPE_CHECKING:
     from archsearch.yaml_source import Document, Path
 
 SLOT_KEYS = ("slot", "one_of", "repeat", "prior")
-RESERVED = ("repeat", "define")
+RESERVED = ("repeat", "define", "unique", "scheme")
 """Names that the paths of decisions use themselves."""
 
 
@@ -60,7 +60,16 @@ class StackReader:
             pattern = self._pattern(data["pattern"], (*path, "pattern"), set())
             repeat = self._choices(data.get("repeat", 1), REPEAT, (*path, "repeat"))
             anew = data.get("choose") == "per_repeat"
-            stages.append(Stage(name, pattern, repeat, "per_repeat" if anew else "once"))
+            unique, scheme = None, SCHEMES.narrow([SCHEMES.default])
+            if "unique" in data:
+                unique = self._choices(data["unique"], UNIQUE, (*path, "unique"))
+            if "scheme" in data:
+                scheme = self._choices(data["scheme"], SCHEMES, (*path, "scheme"))
+                if "unique" not in data:
+                    message = "'scheme' has no effect without 'unique'"
+                    document.problem((*path, "scheme"), message, key=True)
+            choose: Literal["once", "per_repeat"] = "per_repeat" if anew else "once"
+            stages.append(Stage(name, pattern, repeat, choose, unique, scheme))
         for name in self.define:
             if not re.fullmatch(NAME, name):
                 message = f"'{name}' is no name: letters, digits, _ and -, a letter first"

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from archsearch.errors import Diverged
+from archsearch.model import Extras
 from archsearch.seeds import seed
 
 if TYPE_CHECKING:
@@ -63,11 +64,17 @@ def generator(*names: object) -> Generator:
 
 
 def fit(
-    model: Model, task: Task, recipe: Recipe, data: Generator, held_out: tuple[Tensor, Tensor]
+    model: Model,
+    task: Task,
+    recipe: Recipe,
+    data: Generator,
+    held_out: tuple[Tensor, Tensor],
+    noise: Generator | None = None,
 ) -> Iterator[Point]:
     """Train `model` on fresh rows of `task`; yield after each stretch of steps.
 
-    Ends after `recipe.steps` steps, or earlier once the task is solved.
+    Ends after `recipe.steps` steps, or earlier once the task is solved. What is random in training,
+    router noise and layer dropout, is drawn from `noise`.
 
     Raises:
         Diverged: as soon as the loss is not finite.
@@ -80,9 +87,11 @@ def fit(
     model.train()
     for step in range(1, recipe.steps + 1):
         inputs_BT, targets_BT = next(rows)
-        loss = cross_entropy(model(inputs_BT), targets_BT)
+        extras = Extras(noise)
+        logits_BTV = model(inputs_BT, extras)
+        loss = cross_entropy(logits_BTV, targets_BT)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        objective(loss, logits_BTV, targets_BT, extras, recipe.z_loss).backward()
         if recipe.clip:
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip, foreach=True)
         optimizer.step()
@@ -100,6 +109,24 @@ def fit(
             yield Point(step, mean, accuracy, error, solved)
             if solved:
                 return
+
+
+def objective(
+    loss: Tensor, logits_BTV: Tensor, targets_BT: Tensor, extras: Extras, z_loss: float
+) -> Tensor:
+    """What training minimises: the loss of the task, of early exits, of the blocks, and the z-loss.
+
+    The losses of exits are averaged with that of the last layer by their weights. The z-loss is the
+    mean of log(sum(exp(logits)))^2 over scored tokens (PaLM, arXiv 2204.02311, section 5).
+    """
+    total = loss
+    for weight, exit_BTV in extras.exits:
+        total = total + weight * cross_entropy(exit_BTV, targets_BT)
+    total = total / (1 + sum(weight for weight, _ in extras.exits))
+    if z_loss:
+        scored_N = logits_BTV[targets_BT != -100].float().logsumexp(-1)
+        total = total + z_loss * scored_N.square().mean()
+    return sum(extras.losses, total)
 
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:

@@ -176,10 +176,11 @@ def _course(
         label = task_label(task, tasks)
         held_out = task.sample(recipe.eval_rows, generator(seed, label, "held-out"))
         for k in range(recipe.seeds):
-            start, data = (generator(seed, label, k, name) for name in ("start", "data"))
+            names = "start", "data", "noise"
+            start, data, noise = (generator(seed, label, k, name) for name in names)
             model = build(genome, task.vocab, task.readout, generator=start)
             models[label, k], curves[label, k] = model, []
-            trainings[label, k] = fit(model, task, recipe, data, held_out)
+            trainings[label, k] = fit(model, task, recipe, data, held_out, noise)
     ended: dict[tuple[str, int], float] = dict.fromkeys(trainings, 0.0)
     while trainings:
         for name in (running := list(trainings)):

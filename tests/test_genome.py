@@ -68,6 +68,7 @@ def test_the_file_of_a_genome_is_a_space_with_this_one_member(genome):
     assert dump(space.replay({})) == dump(genome)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3 * MOST_REPEATS), st.integers(1, 2))
 def test_a_deep_genome_is_a_legal_file_too(count, length):
     motif = (Gene.of("swiglu"), Gene.of("swiglu", mult=3))[:length]

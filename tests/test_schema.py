@@ -200,7 +200,7 @@ def test_every_block_parameter_and_task_is_described():
     for name in block_names():
         info = block_info(name)
         assert forms[name]["description"] == f"{info.summary}. arXiv {info.paper}."
-        assert set(forms[name]["properties"]) == set(info.dims)
+        assert set(forms[name]["properties"]) == set(info.dims) | ({"of"} if info.wraps else set())
         assert all(p["description"] for p in forms[name]["properties"].values())
     tasks = shapes["TasksSection"]["properties"]["use"]["items"]["anyOf"]
     assert set(found("tasks")) <= set(tasks[0]["enum"])

@@ -236,7 +236,7 @@ def test_an_error_in_an_override_is_shown_in_the_override():
         "    3",
         "    ^",
         "  did you mean 'steps'? known: batch, betas, clip, eval_rows, evals, lr, schedule, seeds, "
-        "solved, steps, warmup, weight_decay",
+        "solved, steps, warmup, weight_decay, z_loss",
         "--set search.strategy:1:1: unknown strategy 'a list'",
         "    [tpe]",
         "    ^",
