@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
 FORMAT = 1
+COMBINE = Dim(options=("add", "concat", "gate"), default="add")
+"""add: the sum. concat: a matrix from all channels of all inputs to the width. gate: the sum, each
+channel with a learned weight from 0 to 1."""
 FRAME: Mapping[str, Dim] = {
     "norm": Dim(options=("rms", "layer"), default="rms"),
     "norm_place": Dim(options=("pre", "sandwich", "post"), default="pre"),
@@ -50,6 +53,11 @@ class Gene:
     share: str | None = None
     inner: tuple[Gene, ...] = ()
     """The branches that a wrapper holds."""
+    inputs: tuple[int, ...] = ()
+    """The streams that it reads: n is the one after the n-th gene, 0 the embedding. None: the last
+    one. Whatever it reads, it adds to the last one."""
+    combine: str = "add"
+    """How several inputs become one, see `COMBINE`."""
 
     @classmethod
     def of(
@@ -111,7 +119,7 @@ class Genome:
     """Weight of the losses of early exits in training, e_scale in LayerSkip."""
 
     def __post_init__(self) -> None:
-        genes = _pruned(self.genes)
+        genes = _wired(self.genes)
         if not genes:
             raise SpaceError("a genome needs at least one block that is not 'none'")
         count = sum(1 for _ in nested(genes))
@@ -247,32 +255,63 @@ def _longest(numbers: list[int], most: int) -> tuple[int, int]:
     return best
 
 
-def _pruned(genes: Sequence[Gene]) -> tuple[Gene, ...]:
-    """Without wrappers that hold nothing and branches that nobody reads; sets in one order."""
-    kept: list[Gene] = []
-    for gene in genes:
-        wraps = block_info(gene.block).wraps
-        inner = _pruned(gene.inner)
-        if wraps == "set":
-            for held in gene.inner:
-                if block_info(held.block).joins == "next":
-                    raise SpaceError(
-                        f"'{gene.block}' cannot hold '{held.block}', "
-                        "whose output goes to the next block alone"
-                    )
-            inner = tuple(sorted(inner, key=lambda g: json.dumps(_gene_json(g), sort_keys=True)))
-        if inner or wraps is None:
-            kept.append(dataclasses.replace(gene, inner=inner))
-    while kept and block_info(kept[-1].block).joins == "next":
-        kept.pop()
-    return tuple(kept)
+def _kept(gene: Gene) -> Gene | None:
+    """The gene without what nobody reads within it; None for a wrapper that holds nothing."""
+    info = block_info(gene.block)
+    if info.wraps is None:
+        return gene
+    for held in gene.inner:
+        if held.inputs:
+            raise SpaceError(f"what '{gene.block}' holds can only read the stream before it")
+        if info.wraps == "set" and block_info(held.block).joins == "next":
+            why = "whose output goes to the next block alone"
+            raise SpaceError(f"'{gene.block}' cannot hold '{held.block}', {why}")
+    inner = _read([kept for held in gene.inner if (kept := _kept(held))])
+    if info.wraps == "set":
+        inner.sort(key=lambda g: json.dumps(_gene_json(g), sort_keys=True))
+    return dataclasses.replace(gene, inner=tuple(inner)) if inner else None
+
+
+def _read(genes: list[Gene]) -> list[Gene]:
+    """Without the branches at the end that nobody reads."""
+    while genes and block_info(genes[-1].block).joins == "next":
+        genes = genes[:-1]
+    return genes
+
+
+def _wired(genes: Sequence[Gene]) -> tuple[Gene, ...]:
+    """Without what nobody reads, the inputs of each gene in order and counted anew."""
+    done: list[Gene] = []
+    left = [0]  # of the first n genes
+    for index, gene in enumerate(genes):
+        if any(type(n) is not int or not 0 <= n <= index for n in gene.inputs):
+            what = ", ".join(map(str, gene.inputs))
+            raise SpaceError(f"gene {index + 1} cannot read {what}; legal: 0 to {index}")
+        kept = _kept(gene)
+        if kept:
+            numbers = streams(done)
+            reads = sorted({numbers[left[n]] for n in gene.inputs})
+            inputs = () if reads == [numbers[-1]] else tuple(reads)
+            combine = gene.combine if len(inputs) > 1 else "add"
+            done.append(dataclasses.replace(kept, inputs=inputs, combine=combine))
+        left.append(len(done))
+    return tuple(_read(done))
+
+
+def streams(genes: Sequence[Gene]) -> list[int]:
+    """For each number of genes, the last of them that changed the stream; 0 for none."""
+    numbers = [0]
+    for n, gene in enumerate(genes, 1):
+        joins = block_info(gene.block).joins == "stream"
+        numbers.append(n if joins else numbers[-1])
+    return numbers
 
 
 def _named(genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
     """With shared weights named A, B, ... in order of first use, and those used once unnamed."""
     members = sharing(genes)
     for share, uses in members.items():
-        if len(set(uses)) > 1:
+        if len({dataclasses.replace(use, inputs=(), combine="add") for use in uses}) > 1:
             raise SpaceError(f"the blocks that share the weights '{share}' differ")
     kept = [share for share, uses in members.items() if len(uses) > 1]
     names = {share: _letter(i) for i, share in enumerate(kept)}
@@ -290,17 +329,28 @@ def _gene_json(gene: Gene) -> dict[str, Any]:
         data["share"] = gene.share
     if gene.inner:
         data["inner"] = [_gene_json(g) for g in gene.inner]
+    if gene.inputs:
+        data |= {"inputs": list(gene.inputs), "combine": gene.combine}
     return data
 
 
 def _gene_from(data: Mapping[str, Any]) -> Gene:
     inner = [_gene_from(g) for g in data.get("inner", ())]
-    return Gene.of(data["block"], data.get("share"), inner, **data["params"])
+    gene = Gene.of(data["block"], data.get("share"), inner, **data["params"])
+    if "inputs" in data:
+        return dataclasses.replace(gene, inputs=tuple(data["inputs"]), combine=data["combine"])
+    return gene
 
 
 def _slot(gene: Gene) -> dict[str, Any]:
     """The slot of a space file in which nothing but this gene can stand."""
-    return {block_info(gene.block).kind: {"use": gene.share} if gene.share else _body(gene)}
+    what: dict[str, Any] = {"use": gene.share} if gene.share else _body(gene)
+    slot: dict[str, Any] = {block_info(gene.block).kind: what}
+    if gene.inputs:
+        slot["inputs"] = list(gene.inputs)
+    if gene.combine != "add":
+        slot["combine"] = gene.combine
+    return slot
 
 
 def _body(gene: Gene) -> dict[str, Any]:
@@ -327,7 +377,8 @@ def _gene_text(gene: Gene, varying: Collection[tuple[str, str]] | None) -> str:
     ]
     share = f"*{gene.share}" if gene.share else ""
     held = f"({_text(gene.inner, varying)})" if gene.inner else ""
-    return f"{gene.block}{share}" + (f"[{','.join(shown)}]" if shown else "") + held
+    reads = f"<{gene.combine}:{','.join(map(str, gene.inputs))}>" if gene.inputs else ""
+    return f"{gene.block}{share}" + (f"[{','.join(shown)}]" if shown else "") + held + reads
 
 
 def _plain(value: Value) -> Value:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archsearch.catalogue import block_info
 from archsearch.dims import one
-from archsearch.genome import FRAME
+from archsearch.genome import FRAME, streams
 from archsearch.space import (
     Decisions,
     Option,
     SearchSpace,
+    Slot,
     Stage,
     layer_share,
     option_path,
     plan,
+    sources,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class _Place(NamedTuple):
     """Which weights each repeat of a stage with `unique` uses."""
     here: int = 0
     """The gene at which the repeat began."""
+    ends: tuple[tuple[str, int], ...] = ()
+    """For each stage that a slot reads, the gene at which it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class _Walk:
     answers: Decisions
     motif: tuple[tuple[Option, int], ...] = ()
     """What the slots of a stage with `choose: once` became in its first repeat."""
+    read: frozenset[str] = frozenset()
+    """The stages that some slot reads."""
 
 
 def locate(space: SearchSpace, genome: Genome) -> Decisions | None:
@@ -74,14 +80,26 @@ def locate(space: SearchSpace, genome: Genome) -> Decisions | None:
             return None
         answers |= _answer(path, dim, value)
     found = next(_ways(space.stages, genome.genes, answers, frozenset()), None)
-    return found.answers if found else None
+    if found is None:
+        return None
+    every: Decisions = {}
+
+    def answer(path: str, dim: Dim) -> Value:
+        """As found; what has no effect is the first that is legal."""
+        every[path] = found.answers.get(path, dim.first)
+        return every[path]
+
+    space.resolve(answer)
+    return every
 
 
 def _ways(
     stages: tuple[Stage, ...], genes: tuple[Gene, ...], answers: Decisions, shared: _Shared
 ) -> Iterator[_Walk]:
     """Every walk that ends at the end of both; of two that can only go on alike, the first."""
-    open_walks = [_Walk(_Place(0, 0, 0, 0, 0, shared), answers)]
+    reads = (name for s in stages for slot in s.pattern for name in slot.inputs)
+    read = frozenset(str(name).removeprefix("stage:") for name in reads)
+    open_walks = [_Walk(_Place(0, 0, 0, 0, 0, shared), answers, read=read)]
     seen: set[_Place] = set()
     while open_walks:
         walk = open_walks.pop()
@@ -102,12 +120,15 @@ def _next(walk: _Walk, stage: Stage, genes: tuple[Gene, ...]) -> Iterator[_Walk]
         for order, answers in _plans(stage):
             yield replace(walk, place=place._replace(plan=order), answers=walk.answers | answers)
         return
-    ends = {len(place.plan)} if place.plan is not None else set(stage.repeat.values or ())
-    if place.slot == 0 and place.repeat in ends:
+    counts = {len(place.plan)} if place.plan is not None else set(stage.repeat.values or ())
+    if place.slot == 0 and place.repeat in counts:
         ended = _answer(f"{stage.name}.repeat", stage.repeat, place.repeat)
-        after = place._replace(stage=place.stage + 1, repeat=0, began=place.gene, plan=None)
-        yield _Walk(after, walk.answers | ended)
-    if not any(isinstance(r, int) and r > place.repeat for r in ends):
+        ends = place.ends + (((stage.name, place.gene),) if stage.name in walk.read else ())
+        after = place._replace(
+            stage=place.stage + 1, repeat=0, began=place.gene, plan=None, ends=ends
+        )
+        yield _Walk(after, walk.answers | ended, read=walk.read)
+    if not any(isinstance(r, int) and r > place.repeat for r in counts):
         return
     if place.slot == 0:
         walk = replace(walk, place=place._replace(here=place.gene))
@@ -164,13 +185,39 @@ def _fill(
         if stage.unique and not option.share:
             first = place.gene - place.here
             names = [layer_share(stage, own, first + i) for i in range(times)]
-        ways = list(_matches(walk, option, base, names, genes))
+        ways = [
+            (gene, shared, chosen | combined)
+            for gene, shared, chosen in _matches(walk, option, base, names, genes)
+            for combined in _reads(slot, path, place, genes[:gene])
+        ]
     for gene, shared, chosen in ways:
         given = answers | chosen
         if all(walk.answers.get(question, answer) == answer for question, answer in given.items()):
             # a motif makes the same choices in every repeat
             moved = place._replace(slot=place.slot + 1, gene=gene, shared=shared)
-            yield _Walk(moved, walk.answers | given, motif)
+            yield _Walk(moved, walk.answers | given, motif, walk.read)
+
+
+def _own(gene: Gene) -> dict[str, Any]:
+    """What may differ between equal blocks: whose weights they share and what they read."""
+    return {"share": gene.share, "inputs": gene.inputs, "combine": gene.combine}
+
+
+def _reads(slot: Slot, path: str, place: _Place, genes: tuple[Gene, ...]) -> Iterator[Decisions]:
+    """The answers with which the genes from the place on read what the slot reads."""
+    numbers = streams(genes)
+    kinds: set[Value] = set()
+    for index in range(place.gene, len(genes)):
+        gene = genes[index]
+        try:
+            wanted = {numbers[n] for n in sources(slot.inputs, index, dict(place.ends))}
+        except (KeyError, IndexError):
+            return
+        if (gene.inputs or (numbers[index],)) != tuple(sorted(wanted or {numbers[index]})):
+            return
+        kinds |= {gene.combine} if len(wanted) > 1 else set()
+    if len(kinds) < 2 and all(kind in slot.combine for kind in kinds):
+        yield _answer(f"{path}.combine", slot.combine, kinds.pop()) if kinds else {}
 
 
 _Match = tuple[int, _Shared, Decisions]
@@ -196,7 +243,7 @@ def _matches(
         return
     for name, other in zip(names, genes[place.gene : after], strict=True):
         shares = _bind(bound, name, other.share, names.count(name))
-        if shares is None or replace(other, share=gene.share) != gene:
+        if shares is None or replace(other, **_own(gene)) != gene:
             return
         bound = shares
     chosen = _chosen(option, base, values)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import combinations
 from typing import Any
 
 from archsearch.catalogue import block_info, block_names, found
 from archsearch.choices import UNIT_SCHEMA, choices_schema
+from archsearch.genome import COMBINE
 from archsearch.sections import NAME, REPEAT, MatchSection, SpaceFile
 
 
@@ -84,6 +86,8 @@ def _slot() -> dict[str, Any]:
     common = {
         "repeat": choices_schema(REPEAT),
         "prior": {"type": ["object", "null"], "additionalProperties": weight},
+        "inputs": {"type": "array", "items": {"type": ["string", "integer"]}, "minItems": 1},
+        "combine": choices_schema(COMBINE),
     }
     options = {"$ref": "#/$defs/options"}
     name = {"type": "string", "pattern": f"^{NAME}$"}
@@ -99,7 +103,11 @@ def _slot() -> dict[str, Any]:
         "propertyNames": name,
         "additionalProperties": options,
         "not": {"anyOf": [{"required": ["slot"]}, {"required": ["one_of"]}]},
-        "oneOf": [_besides(keys, common) for keys in ([], ["repeat"], ["prior"], list(common))],
+        "oneOf": [
+            _besides(list(keys), common)
+            for count in range(len(common) + 1)
+            for keys in combinations(common, count)
+        ],
     }
     return {"anyOf": [long, short]}
 

@@ -14,7 +14,7 @@ from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
-from archsearch.dims import Dim, Value
+from archsearch.dims import Dim, Value, one
 from archsearch.genome import FRAME, Gene, Genome
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class Slot:
     repeat: Dim
     weights: tuple[float, ...] | None = None
     """How likely each option is when drawn at random (`prior`)."""
+    inputs: tuple[str | int, ...] = ("prev",)
+    """What the slot reads: "prev", "embedding", "stage:<name>" or n, the stream after n blocks."""
+    combine: Dim = field(default_factory=lambda: one("add"))
+    """How several inputs become one."""
 
     @property
     def dim(self) -> Dim:
@@ -146,8 +150,14 @@ class SearchSpace:
         frame = {name: pick(name, self.frame[name]) for name in FRAME if name in self.frame}
         shared: dict[str, Gene] = {}
         genes: list[Gene] = []
+        ends: dict[str, int] = {}
         for stage in self.stages:
-            genes += _repeats(stage, pick, shared)
+            passes = _repeats(stage, pick, shared)
+            genes += [
+                replace(gene, inputs=sources(reads, len(genes) + k, ends))
+                for k, (gene, reads) in enumerate(passes)
+            ]
+            ends[stage.name] = len(genes)
         return _whole(d_model), tuple(genes), frame
 
     def sample(self, rng: random.Random) -> Decisions:
@@ -253,7 +263,20 @@ def _nested(pattern: tuple[Slot, ...], path: str) -> Iterator[tuple[str, Slot]]:
             yield from _nested(option.inner, option_path(option, here))
 
 
-def _repeats(stage: Stage, pick: Choose, shared: dict[str, Gene]) -> list[Gene]:
+def sources(reads: tuple[str | int, ...], index: int, ends: Mapping[str, int]) -> tuple[int, ...]:
+    """The inputs of the gene with this index; `ends` are the genes up to the end of each stage."""
+    if reads == ("prev",):
+        return ()
+    known: dict[str | int, int] = {"prev": index, "embedding": 0}
+    known |= {f"stage:{name}": end for name, end in ends.items()}
+    return tuple(n if isinstance(n, int) else known[n] for n in reads)
+
+
+_Reading = tuple[Gene, tuple[str | int, ...]]
+"""A gene, and what its slot reads."""
+
+
+def _repeats(stage: Stage, pick: Choose, shared: dict[str, Gene]) -> list[_Reading]:
     """Every pass through the slots of a stage."""
     repeats = _whole(pick(f"{stage.name}.repeat", stage.repeat))
     order: Sequence[int] = range(repeats)
@@ -262,7 +285,7 @@ def _repeats(stage: Stage, pick: Choose, shared: dict[str, Gene]) -> list[Gene]:
         free = 1 < unique < repeats
         scheme = pick(f"{stage.name}.scheme", stage.scheme) if free else stage.scheme.first
         order = plan(repeats, min(unique, repeats), str(scheme))
-    passes: dict[int, list[Gene]] = {}
+    passes: dict[int, list[_Reading]] = {}
     for own in order:
         if own not in passes:
             once = stage.choose == "once"
@@ -270,10 +293,12 @@ def _repeats(stage: Stage, pick: Choose, shared: dict[str, Gene]) -> list[Gene]:
             fresh = not (once and passes)
             drawn = _genes(stage.pattern, path, pick, shared) if fresh else passes[order[0]]
             passes[own] = drawn
+    if not stage.unique:
+        return [reading for own in order for reading in passes[own]]
     return [
-        replace(gene, share=layer_share(stage, own, k)) if stage.unique and not gene.share else gene
+        (replace(gene, share=gene.share or layer_share(stage, own, k)), reads)
         for own in order
-        for k, gene in enumerate(passes[own])
+        for k, (gene, reads) in enumerate(passes[own])
     ]
 
 
@@ -284,16 +309,18 @@ def layer_share(stage: Stage, own: int, place: int) -> str:
 
 def _genes(
     pattern: tuple[Slot, ...], path: str, pick: Choose, shared: dict[str, Gene]
-) -> list[Gene]:
+) -> list[_Reading]:
     """One pass through the slots of a pattern."""
-    genes: list[Gene] = []
+    genes: list[_Reading] = []
     for slot in pattern:
         here = f"{path}.{slot.name}"
         label = pick(here, slot.dim)
         option = next(option for option in slot.options if option.label == label)
         repeats = _whole(pick(f"{here}.repeat", slot.repeat))
         if option.block is not None and repeats:
-            genes += [_gene(option, here, pick, shared)] * repeats
+            gene = _gene(option, here, pick, shared)
+            combine = pick(f"{here}.combine", slot.combine) if len(slot.inputs) > 1 else "add"
+            genes += [(replace(gene, combine=str(combine)), slot.inputs)] * repeats
     return genes
 
 
@@ -302,7 +329,7 @@ def _gene(option: Option, path: str, pick: Choose, shared: dict[str, Gene]) -> G
         return shared[option.share]
     base = option_path(option, path)
     params = {name: pick(f"{base}.{name}", dim) for name, dim in option.params}
-    inner = _genes(option.inner, base, pick, shared)
+    inner = [gene for gene, _ in _genes(option.inner, base, pick, shared)]
     gene = Gene.of(option.block or "", option.share, inner, **params)
     if option.share:
         shared[option.share] = gene
@@ -337,8 +364,9 @@ def _slot_ways(slot: Slot) -> Count:
             chosen = option.block is not None and _whole(repeat) > 0
             used = frozenset({option.share} if option.share and chosen else ())
             own = {used: 1.0} if option.share or not chosen else _option_ways(option)
+            combined = slot.combine.count if chosen and len(slot.inputs) > 1 else 1
             for among, number in own.items():
-                ways[among] = ways.get(among, 0) + number
+                ways[among] = ways.get(among, 0) + combined * number
     return ways
 
 

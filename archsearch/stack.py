@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, block_class, ones, role_of, zeros
 from archsearch.catalogue import block_info
@@ -31,7 +32,8 @@ def unroll(genes: Sequence[Gene]) -> nx.DiGraph[Any]:
     """Branches as a graph, from "input" to "output".
 
     Nodes 0, 1, ... carry their `gene`. An edge carries what it does: a "stream" edge brings the
-    residual stream, a "side" edge an output that is added to the input of this one branch alone.
+    residual stream, a "side" edge an output that is added to the input of this one branch alone, an
+    "input" edge another stream that the branch `reads`.
     """
     graph: nx.DiGraph[Any] = nx.DiGraph()
     stream: str | int = INPUT
@@ -39,6 +41,9 @@ def unroll(genes: Sequence[Gene]) -> nx.DiGraph[Any]:
     for index, gene in enumerate(genes):
         graph.add_node(index, gene=gene)
         graph.add_edge(stream, index, kind="stream")
+        reads = [INPUT if n == 0 else n - 1 for n in gene.inputs]
+        graph.nodes[index]["reads"] = tuple(reads or [stream])
+        graph.add_edges_from(((n, index) for n in reads if n != stream), kind="input")
         graph.add_edges_from(((side, index) for side in sides), kind="side")
         if block_info(gene.block).joins == "next":
             sides = [index]
@@ -92,6 +97,7 @@ class _Node:
     name: str
     use: int
     stream: str | int
+    reads: tuple[str | int, ...]
     sides: tuple[int, ...]
     joins: bool
 
@@ -111,11 +117,13 @@ class Stack(Inner):
         made = made or Weights(genome)
         graph = unroll(genes)
         self.nodes: tuple[_Node, ...] = ()
-        self.branches = nn.ModuleDict()
+        self.branches, self.edges = nn.ModuleDict(), nn.ModuleDict()
         for index, gene in enumerate(genes):
             name = gene.share or str(index)
             self.branches[name], use = made.branch(gene)
             self.nodes += (_node(graph, index, name, use),)
+            if len(gene.inputs) > 1:
+                self.edges[str(index)] = Combine(gene, genome.d_model)
 
     @property
     def count(self) -> int:
@@ -190,7 +198,10 @@ class Stack(Inner):
 
     def role_of(self, name: str) -> Role:
         """The role of one of `named_parameters()`."""
-        _, branch, part, rest = name.split(".", 3)
+        kind, branch, part, *rest_of_it = name.split(".", 3)
+        if kind == "edges":
+            return role_of(EDGE_ROLES, part)
+        rest = rest_of_it[0]
         if part != "block":
             return role_of(NORM_ROLES, rest)
         block = self._named(branch).block
@@ -202,7 +213,10 @@ class Stack(Inner):
     def _walk(self, x: Tensor, ctx: Ctx, run: Run) -> Iterator[Tensor]:
         outputs: dict[str | int, Tensor] = {INPUT: x}
         for node in self.nodes:
-            stream = read = outputs[node.stream]
+            stream = outputs[node.stream]
+            read = outputs[node.reads[0]]
+            if len(node.reads) > 1:
+                read = self.edges[str(node.index)]([outputs[name] for name in node.reads])
             for side in node.sides:
                 read = read + outputs[side]
             y = run(node, read, _used(ctx, node))
@@ -218,6 +232,42 @@ class Stack(Inner):
         branch: Any = self.branches[name]
         assert isinstance(branch, Branch)
         return branch
+
+
+class Combine(nn.Module):
+    """Makes one input of several, see `genome.COMBINE`."""
+
+    def __init__(self, gene: Gene, width: int) -> None:
+        super().__init__()
+        count = len(gene.inputs)
+        self.kind = gene.combine
+        if gene.combine == "concat":
+            self.weight = nn.Parameter(torch.empty(width, count * width))
+        if gene.combine == "gate":
+            self.gate = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        """One tensor of the shape that all of them have."""
+        if self.kind == "concat":
+            return F.linear(torch.cat(inputs, -1), self.weight)
+        if self.kind == "gate":
+            weights = self.gate.sigmoid().unbind(0)
+            inputs = [weight * x for weight, x in zip(weights, inputs, strict=True)]
+        return torch.stack(inputs).sum(0)
+
+    @staticmethod
+    def cost(gene: Gene, width: int) -> Cost:
+        """What combining the inputs of a gene costs."""
+        count = len(gene.inputs)
+        params = {"concat": count * width**2, "gate": count * width}.get(gene.combine, 0)
+        flops = 2 * params if gene.combine == "concat" else 0
+        return Cost(params=params, active_params=params, flops=flops, state_bytes=0)
+
+
+EDGE_ROLES = {
+    "weight": Role.hidden("model", "inputs"),
+    "gate": Role.vector(None, "model", init=zeros),
+}
 
 
 class Weights:
@@ -290,6 +340,7 @@ def stack_cost(
             flops=one.flops,
             state_bytes=one.state_bytes,
         )
+        total += Combine.cost(gene, genome.d_model)
         met |= {g.share for g in nested([gene]) if g.share}
     return total
 
@@ -310,12 +361,14 @@ def _cost(genome: Genome, gene: Gene, seq_len: int, met: set[str]) -> Cost:
 
 
 def _node(graph: nx.DiGraph[Any], index: int, name: str, use: int) -> _Node:
-    before: dict[str, list[Any]] = {"stream": [], "side": []}
+    before: dict[str, list[Any]] = {"stream": [], "side": [], "input": []}
     edges: Any = graph.in_edges(index, data="kind")
     for source, _, does in edges:
         before[does].append(source)
-    joins = block_info(graph.nodes[index]["gene"].block).joins == "stream"
-    return _Node(index, name, use, before["stream"][0], tuple(before["side"]), joins)
+    data = graph.nodes[index]
+    joins = block_info(data["gene"].block).joins == "stream"
+    stream, sides = before["stream"][0], tuple(before["side"])
+    return _Node(index, name, use, stream, data["reads"], sides, joins)
 
 
 def _used(ctx: Ctx, node: _Node) -> Ctx:

@@ -10,15 +10,15 @@ from archsearch.catalogue import block_info, block_names
 from archsearch.choices import Misfit, given, read_choices
 from archsearch.dims import Dim
 from archsearch.errors import nearest
-from archsearch.genome import MOST_GENES
+from archsearch.genome import COMBINE, MOST_GENES
 from archsearch.sections import NAME, REPEAT, UNIQUE
 from archsearch.space import SCHEMES, Option, Slot, Stage
 
 if TYPE_CHECKING:
     from archsearch.yaml_source import Document, Path
 
-SLOT_KEYS = ("slot", "one_of", "repeat", "prior")
-RESERVED = ("repeat", "define", "unique", "scheme")
+SLOT_KEYS = ("slot", "one_of", "repeat", "prior", "inputs", "combine")
+RESERVED = ("repeat", "combine", "define", "unique", "scheme")
 """Names that the paths of decisions use themselves."""
 
 
@@ -37,6 +37,7 @@ class StackReader:
         data = document.data
         define = data.get("define") if isinstance(data, dict) else None
         self.define: dict[str, Any] = define if isinstance(define, dict) else {}
+        self._before: list[str] = []
         self._read: dict[str, list[Option]] = {}
         self._reading: list[str] = []
 
@@ -57,6 +58,7 @@ class StackReader:
             self._name(name, (*path, "stage"))
             if name in {stage.name for stage in stages}:
                 document.problem((*path, "stage"), f"two stages are called '{name}'")
+            self._before = [stage.name for stage in stages]
             pattern = self._pattern(data["pattern"], (*path, "pattern"), set())
             repeat = self._choices(data.get("repeat", 1), REPEAT, (*path, "repeat"))
             anew = data.get("choose") == "per_repeat"
@@ -138,7 +140,32 @@ class StackReader:
         options = self._options(data[key], (*path, key))
         repeat = self._choices(data.get("repeat", 1), REPEAT, (*path, "repeat"))
         weights = self._prior(data.get("prior"), options, (*path, "prior"))
-        return Slot(unique, tuple(options), repeat, weights) if options else None
+        inputs, combine = self._inputs(data, path)
+        return Slot(unique, tuple(options), repeat, weights, inputs, combine) if options else None
+
+    def _inputs(self, data: dict[str, Any], path: Path) -> tuple[tuple[str | int, ...], Dim]:
+        """What a slot reads, and how several inputs become one."""
+        document, inputs = self.document, data.get("inputs", ["prev"])
+        combine = self._choices(data.get("combine", "add"), COMBINE, (*path, "combine"))
+        within = path.count("of") > 0
+        legal = ["prev", "embedding", *(f"stage:{name}" for name in self._before)]
+        if "inputs" in data and within:
+            message = "a slot within a wrapper reads what is before it; it has no 'inputs'"
+            document.problem((*path, "inputs"), message, key=True)
+        elif not isinstance(inputs, list) or not inputs:
+            document.problem((*path, "inputs"), f"expected a list of {', '.join(legal)}")
+        else:
+            for i, item in enumerate(inputs):
+                number = type(item) is int and 0 <= item <= MOST_GENES
+                if item in inputs[:i]:
+                    document.problem((*path, "inputs", i), f"'{given(item)}' stands twice here")
+                elif not number and item not in legal:
+                    hint = f"{nearest(str(item), legal)}, or a number of blocks"
+                    document.problem((*path, "inputs", i), f"unknown input '{given(item)}'", hint)
+        if "combine" in data and (not isinstance(inputs, list) or len(inputs) < 2):
+            message = "'combine' has no effect on a single input"
+            document.problem((*path, "combine"), message, key=True)
+        return tuple(inputs) if isinstance(inputs, list) else ("prev",), combine
 
     def _options(self, data: Any, path: Path) -> list[Option]:
         """The options that a value, a list or a `use` stands for."""
