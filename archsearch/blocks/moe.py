@@ -194,7 +194,7 @@ class MoE(Block, name="moe", kind="ffn", paper="1701.06538"):
                 over_E = torch.sign(E * load_E - load_E.sum())
                 loss = ((self.bias - self.bias.detach()) * over_E).sum()
             z_N = torch.log(torch.exp(clean_NE).sum(1))
-            ctx.losses += [config.aux * loss, config.z_loss * (z_N**2).mean()]
+            ctx.losses.extend((config.aux * loss, config.z_loss * (z_N**2).mean()))
         y_ND = torch.zeros_like(x_ND)
         matrices = zip(self.experts.gate_up_proj, self.experts.down_proj, strict=True)
         for i, (gate_up_FD, down_DF) in enumerate(matrices):
