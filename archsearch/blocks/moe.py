@@ -255,8 +255,9 @@ class Experts(nn.Module):
         matrices = zip(self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True)
         outputs = []
         for x_CD, (gate_up_FD, down_DF) in zip(parts, matrices, strict=True):
-            gate_CF, up_CF = F.linear(x_CD, gate_up_FD).chunk(2, -1)
-            outputs.append(F.linear(F.silu(gate_CF) * up_CF, down_DF))
+            if len(x_CD):
+                gate_CF, up_CF = F.linear(x_CD, gate_up_FD).chunk(2, -1)
+                outputs.append(F.linear(F.silu(gate_CF) * up_CF, down_DF))
         gate_M = gate_NK.flatten().index_select(0, order_M)
         y_MD = torch.cat(outputs) * gate_M[:, None]
         return torch.zeros_like(x_ND).index_add(0, token_M, y_MD).view_as(x)
