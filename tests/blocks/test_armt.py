@@ -48,6 +48,18 @@ def test_each_segment_reads_what_the_writers_of_those_before_left_and_no_more():
         assert reached == sorted({*writers, t})
 
 
+def test_slots_tell_equal_tokens_apart():
+    """Equal tokens would write under one key, M times at once, and overshoot."""
+    block = build(width=64, segment=32, writers=8, dtype=torch.float32, drawn=False)
+    mixed_BTD, one_BTD = randn(1, 128, 64).float(), randn(1, 1, 64, seed=2).float()
+    x_BTD = torch.cat((mixed_BTD, one_BTD.expand(1, 2048, 64)), 1)
+    with torch.no_grad():
+        block.v.weight.normal_(0.0, 0.125, generator=stream(4))
+        assert block(x_BTD, Ctx(x_BTD)).abs().max() < 20
+        block.slots.zero_()
+        assert block(x_BTD, Ctx(x_BTD)).abs().max() > 1e3
+
+
 def one_hot_keys(*which):
     """Keys whose features do not overlap: e_i with i even, of width 8 and nu = 1, none roll on."""
     pairs = torch.zeros(len(which), 16, dtype=torch.float64)
