@@ -65,8 +65,9 @@ class Retrieval(nn.Module):
         elif config.query_norm == "rms":
             self.norm = nn.RMSNorm(half, eps=1e-5)
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Picks]:
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Picks]:
         """Gates, shape (N, H * E), in the precision of x, and the rows that they weigh."""
+        x_ND = x_BTD.flatten(0, -2)
         score_HNE, row_HNE = best_pairs(self.scores(x_ND).transpose(0, 1), self.top_k)
         gate_NHE, row_NHE = score_HNE.softmax(-1).transpose(0, 1), row_HNE.transpose(0, 1)
         rows = self.keys.shape[2] ** 2

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, normal
@@ -59,9 +59,8 @@ class PEER(Block, name="peer", kind="ffn", paper="2407.04153"):
         self.up = self.retrieval.table(width)
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
-        x_ND = x_BTD.flatten(0, -2)
-        gate_NE, picks = self.retrieval(x_ND)
-        hidden_NE = ACT[self.act](picks.dot(self.down.weight, x_ND))
+        gate_NE, picks = self.retrieval(x_BTD)
+        hidden_NE = ACT[self.act](picks.dot(self.down.weight, x_BTD.flatten(0, -2)))
         return picks.sum(self.up.weight, gate_NE * hidden_NE).view_as(x_BTD)
 
     def init_state(self, batch: int, context: int) -> State:

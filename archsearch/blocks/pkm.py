@@ -47,7 +47,7 @@ class PKM(Block, name="pkm", kind="ffn", paper="1907.05242"):
         self.values = self.retrieval.table(width)
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
-        gate_NE, picks = self.retrieval(x_BTD.flatten(0, -2))
+        gate_NE, picks = self.retrieval(x_BTD)
         return picks.sum(self.values.weight, gate_NE).view_as(x_BTD)
 
     def init_state(self, batch: int, context: int) -> State:

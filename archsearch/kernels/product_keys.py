@@ -23,16 +23,16 @@ def best_pairs(score_SNK: Tensor, count: int) -> tuple[Tensor, Tensor]:
         count: From 1 to K.
 
     Returns:
-        The sums_NE, best first, and the pairs_NE: that of keys i and j is i * K + j. Gradients
+        The sums_NE, in any order, and the pairs_NE: that of keys i and j is i * K + j. Gradients
         reach the scores of the chosen keys.
     """
     with torch.no_grad():
         top_SNE, key_SNE = score_SNK.topk(count, -1)
         grid = [(i, j) for i in range(count) for j in range(count // (i + 1))]
         i_C, j_C = torch.tensor(grid, device=score_SNK.device).unbind(1)
-        sum_NC = top_SNE[0][..., i_C] + top_SNE[1][..., j_C]
-        chosen_NE = sum_NC.topk(count, -1).indices
-        i_NE = key_SNE[0].gather(-1, i_C[chosen_NE])
-        j_NE = key_SNE[1].gather(-1, j_C[chosen_NE])
+        sum_NC = top_SNE[0].index_select(-1, i_C) + top_SNE[1].index_select(-1, j_C)
+        chosen_NE = sum_NC.topk(count, -1, sorted=False).indices
+        i_NE = key_SNE[0].gather(-1, i_C.take(chosen_NE))
+        j_NE = key_SNE[1].gather(-1, j_C.take(chosen_NE))
     sum_NE = score_SNK[0].gather(-1, i_NE) + score_SNK[1].gather(-1, j_NE)
     return sum_NE, i_NE * score_SNK.shape[-1] + j_NE
