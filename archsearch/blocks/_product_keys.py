@@ -21,21 +21,23 @@ from archsearch.kernels.table_rows import Picks
 SPARSE_FROM = 1 << 16
 """Rows of a table from which on its gradient is sparse: it holds the rows that were picked alone.
 Below, the optimizer's pass over the whole table costs less than finding the rows."""
+EPS = 1e-5
+"""Added to the variance of queries."""
 
 
 class Settings(Protocol):
     """The parameters of retrieval."""
 
     @property
-    def keys(self) -> int: ...  # noqa: D102
+    def keys(self) -> int: ...
     @property
-    def heads(self) -> int: ...  # noqa: D102
+    def heads(self) -> int: ...
     @property
-    def top_k(self) -> int: ...  # noqa: D102
+    def top_k(self) -> int: ...
     @property
-    def key_width(self) -> int: ...  # noqa: D102
+    def key_width(self) -> int: ...
     @property
-    def query_norm(self) -> str: ...  # noqa: D102
+    def query_norm(self) -> str: ...
 
 
 def unit_scores(w: Tensor, g: Generator) -> Tensor:
@@ -59,11 +61,11 @@ class Retrieval(nn.Module):
         self.top_k, half = config.top_k, config.key_width
         self.query = nn.Linear(width, config.heads * 2 * half, bias=False)
         self.keys = nn.Parameter(torch.empty(config.heads, 2, config.keys, half))
-        self.norm: nn.Module = nn.Identity()
+        self.norm: nn.LayerNorm | nn.RMSNorm | None = None
         if config.query_norm == "layer":
             self.norm = nn.LayerNorm(half)
         elif config.query_norm == "rms":
-            self.norm = nn.RMSNorm(half, eps=1e-5)
+            self.norm = nn.RMSNorm(half)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Picks]:
         """Gates, shape (N, H * E), in the precision of x, and the rows that they weigh."""
@@ -85,13 +87,12 @@ class Retrieval(nn.Module):
         return q_HSNQ @ self.keys.to(dtype).mT
 
     def _norm(self, q_Q: Tensor) -> Tensor:
-        if isinstance(self.norm, nn.Identity):
+        if self.norm is None:
             return q_Q
-        gain = self.norm.weight.to(q_Q.dtype)
-        if isinstance(self.norm, nn.LayerNorm):
-            bias = self.norm.bias.to(q_Q.dtype)
-            return F.layer_norm(q_Q, gain.shape, gain, bias, self.norm.eps)
-        return F.rms_norm(q_Q, gain.shape, gain, 1e-5)
+        gain_Q = self.norm.weight.to(q_Q.dtype)
+        if isinstance(self.norm, nn.RMSNorm):
+            return F.rms_norm(q_Q, gain_Q.shape, gain_Q, EPS)
+        return F.layer_norm(q_Q, gain_Q.shape, gain_Q, self.norm.bias.to(q_Q.dtype), EPS)
 
     def table(self, width: int) -> nn.Embedding:
         """A table with one row for each pair of keys."""
@@ -101,16 +102,17 @@ class Retrieval(nn.Module):
 
 def best_of_all(retrieval: Retrieval, x_BTD: Tensor) -> Tensor:
     """What `Retrieval` must find: gates of all rows, shape (B, T, R), by a search through all."""
-    heads, _, keys, half = retrieval.keys.shape
+    heads, _, _, half = retrieval.keys.shape
     q_BTD = x_BTD @ retrieval.query.weight.T
     gate_BTR: Any = 0
     for h, q_BTSQ in enumerate(q_BTD.unflatten(-1, (heads, 2, half)).unbind(-3)):
-        if not isinstance(retrieval.norm, nn.Identity):
+        if retrieval.norm is not None:
             shift = isinstance(retrieval.norm, nn.LayerNorm)
             c_BTSQ = q_BTSQ - q_BTSQ.mean(-1, keepdim=True) if shift else q_BTSQ
-            scale = (c_BTSQ.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            scale = (c_BTSQ.square().mean(-1, keepdim=True) + EPS).sqrt()
             q_BTSQ = c_BTSQ / scale * retrieval.norm.weight
-            q_BTSQ = q_BTSQ + retrieval.norm.bias if shift else q_BTSQ
+            if isinstance(retrieval.norm, nn.LayerNorm):
+                q_BTSQ = q_BTSQ + retrieval.norm.bias
         one, two = (q_BTSQ[..., s, :] @ retrieval.keys[h, s].T for s in (0, 1))
         score_BTR = (one[..., :, None] + two[..., None, :]).flatten(-2)
         chosen_BTE = score_BTR.argsort(-1, descending=True)[..., : retrieval.top_k]

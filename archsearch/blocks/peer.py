@@ -12,6 +12,7 @@ Q width of a half key, E chosen experts of a head, R all experts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ from archsearch.blocks._product_keys import ROLES, Retrieval, best_of_all, check
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
 
-ACT = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
+ACT: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 
 
 class PEER(Block, name="peer", kind="ffn", paper="2407.04153"):
