@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, normal
-from archsearch.blocks._product_keys import ROLES, Retrieval, best_of_all, check_count, routing_cost
+from archsearch.blocks.retrieval import ROLES, Retrieval, best_of_all, check_count, routing_cost
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
 
@@ -49,7 +49,7 @@ class PEER(Block, name="peer", kind="ffn", paper="2407.04153"):
 
     roles = ROLES | {
         "down.weight": Role.hidden(None, "model"),
-        "up.weight": Role.embedding(None, "model", init=normal(1.0)),
+        "up.weight": Role.embedding(None, "model", init=normal(0.1)),
     }
 
     def __init__(self, width: int, config: Config) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from archsearch.block import Block, Ctx, Role, State, normal
-from archsearch.blocks._product_keys import ROLES, Retrieval, best_of_all, check_count, routing_cost
+from archsearch.blocks.retrieval import ROLES, Retrieval, best_of_all, check_count, routing_cost
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
 
@@ -39,7 +39,7 @@ class PKM(Block, name="pkm", kind="ffn", paper="1907.05242"):
         query_norm: str = choice("layer", "rms", "none", default="layer")
         """Normalisation of each half of a query."""
 
-    roles = ROLES | {"values.weight": Role.embedding(None, "model", init=normal(1.0))}
+    roles = ROLES | {"values.weight": Role.embedding(None, "model", init=normal(0.1))}
 
     def __init__(self, width: int, config: Config) -> None:
         super().__init__()

@@ -28,11 +28,14 @@ def best_pairs(score_SNK: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     with torch.no_grad():
         top_SNE, key_SNE = score_SNK.topk(count, -1)
-        grid = [(i, j) for i in range(count) for j in range(count // (i + 1))]
-        i_C, j_C = torch.tensor(grid, device=score_SNK.device).unbind(1)
-        sum_NC = top_SNE[0].index_select(-1, i_C) + top_SNE[1].index_select(-1, j_C)
+        partners = [count // (i + 1) for i in range(count)]
+        one_NE, two_NE = top_SNE.unbind(0)
+        sums = [one_NE[..., i, None] + two_NE[..., :n] for i, n in enumerate(partners)]
+        sum_NC = torch.cat(sums, -1)
         chosen_NE = sum_NC.topk(count, -1, sorted=False).indices
+        pairs = [(i, j) for i, n in enumerate(partners) for j in range(n)]
+        i_C, j_C = torch.tensor(pairs, device=score_SNK.device).unbind(1)
         i_NE = key_SNE[0].gather(-1, i_C.take(chosen_NE))
         j_NE = key_SNE[1].gather(-1, j_C.take(chosen_NE))
-    sum_NE = score_SNK[0].gather(-1, i_NE) + score_SNK[1].gather(-1, j_NE)
+    sum_NE = score_SNK.gather(-1, torch.stack((i_NE, j_NE))).sum(0)
     return sum_NE, i_NE * score_SNK.shape[-1] + j_NE

@@ -47,7 +47,7 @@ class Picks:
     @cached_property
     def _by_row(self) -> tuple[Tensor, Tensor]:
         """Picks in the order of their rows: the rows, and which picks they are."""
-        row_P, pick_P = self.row_NE.flatten().sort(stable=True)
+        row_P, pick_P = self.row_NE.flatten().int().sort(stable=True)
         return row_P, pick_P
 
     def table_gradient(self, weight_NE: Tensor, x_ND: Tensor, table_RD: Tensor) -> Tensor:
@@ -57,18 +57,24 @@ class Picks:
             row_R, count_R = row_P.unique_consecutive(return_counts=True)
             begin_R = count_R.cumsum(0) - count_R
         else:
-            begin_R = torch.searchsorted(row_P, torch.arange(len(table_RD), device=row_P.device))
+            begin_R = torch.searchsorted(
+                row_P, torch.arange(len(table_RD), dtype=row_P.dtype, device=row_P.device)
+            )
         gradient_RD = F.embedding_bag(
             pick_P // self.row_NE.shape[1],
             x_ND,
             begin_R,
             mode="sum",
-            per_sample_weights=weight_NE.flatten()[pick_P],
+            per_sample_weights=weight_NE.flatten().index_select(0, pick_P),
         )
         if not self.sparse:
             return gradient_RD
         return torch.sparse_coo_tensor(
-            row_R[None], gradient_RD, table_RD.shape, is_coalesced=True, check_invariants=False
+            row_R[None].long(),
+            gradient_RD,
+            table_RD.shape,
+            is_coalesced=True,
+            check_invariants=False,
         )
 
 
