@@ -10,6 +10,13 @@ with the last sums over all (n, e) that picked row r. No picked row is ever copi
 `embedding_bag`, inner products its gradient to the weights, and the gradient of the table is a bag
 over tokens, sorted by the row that they picked.
 
+The other way is to multiply with the whole table, then gather or scatter. On one core, forward and
+backward of both products at width 128 and 2,048 tokens, milliseconds of this and of the other way:
+
+    picks of a token    256 rows      1,024 rows     4,096 rows
+    8                   4 and 9       5 and 33       7 and 179
+    128                 25 and 11     28 and 50      33 and 195
+
 Shapes: N tokens, E picks of a token, D width, R rows of the table, P = N * E picks.
 """
 

@@ -131,6 +131,20 @@ def test_the_first_step_is_the_same_with_sparse_gradients(monkeypatch, clip):
         assert torch.equal(sparse[name].sign(), moved.sign())
 
 
+def test_uses_of_shared_experts_add_their_sparse_gradients(monkeypatch):
+    def gradients():
+        genes = [Gene.of("peer", share="A", keys=32, heads=2, top_k=4)] * 2
+        model = build(Genome(16, tuple(genes)), 8, generator=generator("start"))
+        model(TASK.sample(4, generator("data"))[0]).square().sum().backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    dense = gradients()
+    monkeypatch.setattr("archsearch.blocks.retrieval.SPARSE_FROM", 1)
+    for name, gradient in gradients().items():
+        assert gradient.is_sparse == (name.endswith(("down.weight", "up.weight")))
+        torch.testing.assert_close(gradient.to_dense(), dense[name])
+
+
 def test_later_steps_leave_out_what_they_do_not_meet(monkeypatch):
     """A dense optimizer moves a row on for as long as its moments last."""
     dense = train(32, steps=5)["blocks.0.up.weight"]

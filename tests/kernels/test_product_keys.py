@@ -51,3 +51,11 @@ def test_gradients_reach_the_scores_of_the_chosen_keys_alone():
     for side, key_NE in enumerate((pair_NE // 8, pair_NE % 8)):
         for row, keys in enumerate(key_NE.tolist()):
             assert gradient_SNK[side, row].tolist() == [keys.count(key) for key in range(8)]
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_scores_that_are_not_finite_still_choose_pairs_that_exist(number):
+    score_SNK = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    score_SNK[0, 1, 3:] = score_SNK[1, 2, 5] = number
+    _, pair_NE = best_pairs(score_SNK, 4)
+    assert 0 <= pair_NE.min() <= pair_NE.max() < 64
