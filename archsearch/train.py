@@ -79,8 +79,11 @@ def fit(
     Raises:
         Diverged: as soon as the loss is not finite.
     """
-    optimizer, parameters = _adamw(model, recipe), list(model.parameters())
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(recipe, i))
+    optimizers, parameters = _optimizers(model, recipe), list(model.parameters())
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(recipe, i))
+        for optimizer in optimizers
+    ]
     rows = _rows(task, recipe, data)
     losses: list[Tensor] = []
     stops = {round(recipe.steps * (i + 1) / recipe.evals) for i in range(recipe.evals)} - {0}
@@ -90,12 +93,13 @@ def fit(
         extras = Extras(noise)
         logits_BTV = model(inputs_BT, extras)
         loss = cross_entropy(logits_BTV, targets_BT)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         objective(loss, logits_BTV, targets_BT, extras, recipe.z_loss).backward()
         if recipe.clip:
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip, foreach=True)
-        optimizer.step()
-        schedule.step()
+            _clip(parameters, recipe.clip)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         losses.append(loss.detach())
         if step in stops:
             mean = float(torch.stack(losses).mean())
@@ -174,19 +178,44 @@ def rate(recipe: Recipe, step: int) -> float:
     return 1.0
 
 
-def _adamw(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW that decays matrices only."""
+def _optimizers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW that decays matrices only; Adam on the rows that were met, for tables with `sparse`.
+
+    A table is an `nn.Embedding`; with `sparse` its gradient holds the rows of the batch alone, and
+    so much of it is updated: other rows keep their value and their moments, and none decays.
+    """
+    embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    tables = [embedding.weight for embedding in embeddings if embedding.sparse]
+    sparse = {id(table) for table in tables}
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        decayed = model.role_of(name).kind in ("hidden", "readout")
-        (matrices if decayed else others).append(parameter)
+        if id(parameter) not in sparse:
+            decayed = model.role_of(name).kind in ("hidden", "readout")
+            (matrices if decayed else others).append(parameter)
     groups = [
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     kept = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(kept, lr=recipe.lr, betas=recipe.betas, fused=True)
+    adamw = torch.optim.AdamW(kept, lr=recipe.lr, betas=recipe.betas, fused=True)
+    if not tables:
+        return [adamw]
+    return [adamw, torch.optim.SparseAdam(tables, lr=recipe.lr, betas=recipe.betas)]
+
+
+@torch.no_grad()
+def _clip(parameters: list[torch.nn.Parameter], most: float) -> None:
+    """Scale all gradients, sparse ones too, down to a total norm of at most `most`."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            gradients.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            gradients.append(parameter.grad)
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    torch._foreach_mul_(gradients, torch.clamp(most / (norm + 1e-6), max=1.0))
 
 
 def _rows(task: Task, recipe: Recipe, data: Generator) -> Iterator[tuple[Tensor, Tensor]]:

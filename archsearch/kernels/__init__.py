@@ -1,0 +1,1 @@
+"""Operations that several blocks share, one to a file."""
