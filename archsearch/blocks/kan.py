@@ -2,10 +2,10 @@
 
     y_o = sum_i w_b[o, i] silu(x_i) + sum_i sum_c w_s[o, c, i] B_c(x_i)      (eq. 2.10 to 2.12)
 
-Two such layers, D -> F -> D, stand for the feed-forward. The B_c are the grid + k B-splines of order
-k on a uniform grid over [-reach, reach]. It does not move: the update of the grid in section 2.4
-changes the function under the optimizer. Beyond the grid the splines fall to 0 over k cells and the
-SiLU alone is left. Inputs are normalised by the model; a reach of 3 holds 99.7 % of them.
+Two such layers, D -> F -> D, stand for the feed-forward. The B_c are the grid + k B-splines of
+order k on a uniform grid over [-reach, reach]. It does not move: the update of the grid in section
+2.4 changes the function under the optimizer. Beyond the grid the splines fall to 0 over k cells and
+the SiLU alone is left. Inputs are normalised by the model; a reach of 3 holds 99.7 % of them.
 
 `forward` has the B-splines in closed form. With s the distance from the centre of one in cells,
 
@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State
+from archsearch.blocks.activations import cox_de_boor
 from archsearch.cost import Cost
 from archsearch.dims import real, whole
 
@@ -141,19 +142,9 @@ class KANLayer(nn.Module):
 
     def oracle(self, x: Tensor) -> Tensor:
         """The same by the recursion of Cox and de Boor."""
-        k, h = self.order, 2 * self.reach / self.grid
-        knots = [h * (j - k) - self.reach for j in range(self.grid + 2 * k + 1)]
-
-        def b(c: int, order: int) -> Tensor:
-            if order == 0:
-                return ((x >= knots[c]) & (x < knots[c + 1])).to(x.dtype)
-            rising = (x - knots[c]) / (knots[c + order] - knots[c])
-            falling = (knots[c + order + 1] - x) / (knots[c + order + 1] - knots[c + 1])
-            return rising * b(c, order - 1) + falling * b(c + 1, order - 1)
-
         y = torch.einsum("oi,...i->...o", self.base, x / (1 + (-x).exp()))
-        for c in range(self.grid + k):
-            y = y + torch.einsum("oi,...i->...o", self.spline[:, c], b(c, k))
+        for c, b_I in enumerate(cox_de_boor(x, self.grid, self.order, self.reach)):
+            y = y + torch.einsum("oi,...i->...o", self.spline[:, c], b_I)
         return y
 
 
