@@ -1,7 +1,7 @@
 """Nonlinearities of a feed-forward, two of them learnable.
 
 spline    a cubic B-spline per channel in place of a fixed function (Yu et al. 2024, arXiv
-          2407.16674): y_f = sum_c w[f, c] B_c(x_f), on a uniform grid over [-4, 4] that does not
+          2407.16674): y_f = sum_c w[f, c] B_c(x_f), on a uniform grid over [-6, 6] that does not
           move. It falls to 0 over three cells beyond the grid and is 0 from there on.
 rational  P(x) / (1 + |A(x)|) of degrees 5 and 4 (Molina et al. 2019, arXiv 1907.06732, the safe
           Pade unit); all channels share P, each group of channels has its own A, as in GR-KAN (Yang
@@ -31,7 +31,7 @@ from archsearch.block import Init, Role
 
 Start = Literal["silu", "gelu"]
 STARTS: dict[Start, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
-ORDER, REACH = 3, 4.0
+ORDER, REACH = 3, 6.0
 """Degree and half width of the grid of `spline`."""
 DEGREES = 5, 4
 """Degrees of the numerator and the denominator of `rational`."""
@@ -44,7 +44,7 @@ MINIMAX = {
 
 
 def activation(
-    name: str, channels: int, *, grid: int = 8, groups: int = 8
+    name: str, channels: int, *, grid: int = 12, groups: int = 8
 ) -> nn.SiLU | nn.GELU | Spline | Rational:
     """The nonlinearity `silu`, `gelu`, `spline` (with `grid` cells) or `rational` (with `groups`).
 
@@ -57,7 +57,7 @@ def activation(
     return nn.SiLU() if name == "silu" else nn.GELU()
 
 
-def activation_params(name: str, channels: int, *, grid: int = 8, groups: int = 8) -> int:
+def activation_params(name: str, channels: int, *, grid: int = 12, groups: int = 8) -> int:
     """Parameters of `activation` with the same arguments."""
     learnable = {
         "spline": channels * (grid + ORDER),

@@ -108,21 +108,28 @@ def _cardinal(s: Tensor, order: int, gamma: float, out: Tensor, slope: Tensor | 
         return
     p.relu_()
     for j in range((order + 2) // 2):
-        p = F.softshrink(p, gamma) if j else p  # relu(p - gamma), for p is not negative
-        below = p
-        for _ in range(order - 2):
-            below = below * p
         sign = (-1.0) ** j * math.comb(order + 1, j)
         if j == 0:
+            below = _power(p, order - 1, slope)
             torch.mul(below, p, out=out)
         else:
+            p = F.softshrink(p, gamma)  # relu(p - gamma), for p is not negative
+            below = _power(p, order - 1)
             out.addcmul_(below, p, value=sign)
-        if slope is not None and j == 0:
-            slope.copy_(below)
-        elif slope is not None:
-            slope.add_(below, alpha=sign)
+            if slope is not None:
+                slope.add_(below, alpha=sign)
     if slope is not None:
         slope.copysign_(s)
+
+
+def _power(p: Tensor, exponent: int, out: Tensor | None = None) -> Tensor:
+    """The power of p to a whole exponent from 1 on, in `out` where that is given."""
+    power = p
+    for _ in range(exponent - 2):
+        power = power * p
+    if exponent > 1:
+        return torch.mul(power, p, out=out)
+    return p if out is None else out.copy_(p)
 
 
 class KANLayer(nn.Module):

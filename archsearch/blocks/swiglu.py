@@ -39,8 +39,8 @@ class SwiGLU(Block, name="swiglu", kind="ffn", paper="2002.05202"):
         act: str = choice("silu", "gelu", "relu2", "spline", "rational", default="silu")
         """Nonlinearity: silu (SwiGLU), gelu (GeGLU), relu2 (squared ReLU, no gate), or learnable:
         spline (cubic B-spline per channel), rational (GR-KAN)."""
-        grid: int = whole(2, 64, default=8, when=("act", "spline"))
-        """Cells of the spline's grid over [-4, 4]."""
+        grid: int = whole(2, 64, default=12, when=("act", "spline"))
+        """Cells of the spline's grid over [-6, 6]."""
         groups: int = whole(1, 64, default=8, when=("act", "rational"))
         """Groups of channels that share a denominator."""
 
