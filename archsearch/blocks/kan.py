@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -132,26 +132,35 @@ def _power(p: Tensor, exponent: int, out: Tensor | None = None) -> Tensor:
     return p if out is None else out.copy_(p)
 
 
+def draw_edges(w: Tensor, g: Generator) -> Tensor:
+    """Draw w_b from N(0, 1/I), and w_s so that a spline is small noise: from N(0, 1 / (C I))."""
+    functions, inputs = w.shape[1:]
+    w.normal_(0.0, inputs**-0.5, generator=g)
+    w[:, 1:].mul_(functions**-0.5)
+    return w
+
+
 class KANLayer(nn.Module):
-    """A function of its own on each edge from I inputs to O outputs."""
+    """A function of its own on each edge from I inputs to O outputs.
+
+    `weight[o, 0, i]` is that of the base branch, w_b; `weight[o, 1 + c, i]` that of B_c, w_s.
+    """
 
     def __init__(self, inputs: int, outputs: int, grid: int, order: int, reach: float) -> None:
         super().__init__()
         self.grid, self.order, self.reach = grid, order, reach
-        self.base = nn.Parameter(torch.empty(outputs, inputs))
-        self.spline = nn.Parameter(torch.empty(outputs, grid + order, inputs))
+        self.weight = nn.Parameter(torch.empty(outputs, 1 + grid + order, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """x_I to y_O, any leading axes."""
         f_CI = features(x, self.grid, self.order, self.reach)
-        weight_OCI = torch.cat((self.base[:, None], self.spline), 1)
-        return F.linear(f_CI.flatten(-2), weight_OCI.flatten(1))
+        return F.linear(f_CI.flatten(-2), self.weight.flatten(1))
 
     def oracle(self, x: Tensor) -> Tensor:
         """The same by the recursion of Cox and de Boor."""
-        y = torch.einsum("oi,...i->...o", self.base, x / (1 + (-x).exp()))
-        for c, b_I in enumerate(cox_de_boor(x, self.grid, self.order, self.reach)):
-            y = y + torch.einsum("oi,...i->...o", self.spline[:, c], b_I)
+        y = torch.einsum("oi,...i->...o", self.weight[:, 0], x / (1 + (-x).exp()))
+        for c, b_I in enumerate(cox_de_boor(x, self.grid, self.order, self.reach), start=1):
+            y = y + torch.einsum("oi,...i->...o", self.weight[:, c], b_I)
         return y
 
 
@@ -172,10 +181,8 @@ class KAN(Block, name="kan", kind="ffn", paper="2404.19756"):
         """Half width of the grid, in standard deviations of the input."""
 
     roles = {
-        "up.base": Role.hidden("hidden", "model"),
-        "up.spline": Role.hidden("hidden", None, "model"),
-        "down.base": Role.hidden("model", "hidden"),
-        "down.spline": Role.hidden("model", None, "hidden"),
+        "up.weight": Role.hidden("hidden", None, "model", init=draw_edges),
+        "down.weight": Role.hidden("model", None, "hidden", init=draw_edges),
     }
 
     def __init__(self, width: int, config: Config) -> None:

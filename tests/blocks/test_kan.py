@@ -55,11 +55,11 @@ def test_layer_equals_pykan(order):
         theirs = pykan.KANLayer(4, 3, num=5, k=order, grid_range=[-3, 3]).double()
     ours = drawn_layer(4, 3, 5, order, 3.0)
     with torch.no_grad():
-        theirs.coef.copy_(ours.spline.permute(2, 0, 1))
-        theirs.scale_base.copy_(ours.base.T)
+        theirs.coef.copy_(ours.weight[:, 1:].permute(2, 0, 1))
+        theirs.scale_base.copy_(ours.weight[:, 0].T)
         theirs.scale_sp.fill_(1)
         theirs.mask.fill_(1)
-        theirs.grid.copy_(torch.arange(-order, 6 + order).mul(6 / 5).sub(3).expand(4, -1))
+        theirs.grid.copy_(torch.arange(-order, 6 + order).double().mul(6 / 5).sub(3).expand(4, -1))
     x_NI = points(5, order, 3.0).expand(-1, 4) + torch.tensor([0, 0.1, 0.2, 0.3]).double()
     assert torch.allclose(ours(x_NI), theirs(x_NI)[0], rtol=1e-9, atol=1e-9)
 
@@ -90,8 +90,8 @@ def test_splines_sum_to_one_on_the_grid_and_are_zero_beyond(grid, order, reach):
 def test_silu_alone_is_left_beyond_the_grid():
     layer = drawn_layer(3, 2, 5, 3, 3.0)
     x_NI = torch.tensor([[7.0, -8.0, 100.0], [-1e4, 9.0, -50.0]]).double()
-    assert torch.equal(layer(x_NI), F.linear(features(x_NI, 5, 3, 3.0)[:, 0], layer.base))
-    assert torch.allclose(layer(x_NI), F.linear(F.silu(x_NI), layer.base))
+    assert torch.equal(layer(x_NI), F.linear(features(x_NI, 5, 3, 3.0)[:, 0], layer.weight[:, 0]))
+    assert torch.allclose(layer(x_NI), F.linear(F.silu(x_NI), layer.weight[:, 0]))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
