@@ -70,15 +70,15 @@ class _Features(Function):
         centre_C1 = (centre_C1 - (order - 1) / 2) * gamma
         f_NCI = x_NI.new_empty(N, C, inputs)
         d_NCI = torch.empty_like(f_NCI) if ctx.needs_input_grad[0] else None
+        t_NI = (x_NI + reach).mul_(cells)
         for n in _tiles(f_NCI):
-            d = None if d_NCI is None else d_NCI[n]
-            s_NCI = ((x_NI[n] + reach) * cells)[:, None] - centre_C1
-            _cardinal(s_NCI, order, gamma, f_NCI[n][:, 1:], None if d is None else d[:, 1:])
-            sigmoid_NI = x_NI[n].sigmoid()
-            silu_NI = torch.mul(x_NI[n], sigmoid_NI, out=f_NCI[n][:, 0])
-            if d is not None:
-                slope_NI = torch.addcmul(sigmoid_NI, silu_NI, 1 - sigmoid_NI)
-                torch.div(slope_NI, ctx.scale, out=d[:, 0])
+            d = None if d_NCI is None else d_NCI[n][:, 1:]
+            _cardinal(t_NI[n, None] - centre_C1, order, gamma, f_NCI[n][:, 1:], d)
+        sigmoid_NI = x_NI.sigmoid()
+        silu_NI = torch.mul(x_NI, sigmoid_NI, out=f_NCI[:, 0])
+        if d_NCI is not None:
+            slope_NI = torch.addcmul(sigmoid_NI, silu_NI, 1 - sigmoid_NI)
+            torch.div(slope_NI, ctx.scale, out=d_NCI[:, 0])
         ctx.save_for_backward(d_NCI)
         return f_NCI
 
@@ -94,7 +94,7 @@ class _Features(Function):
 
 def _tiles(f_NCI: Tensor) -> list[slice]:
     """Slices of the first axis of about TILE numbers each."""
-    rows = max(1, TILE // f_NCI[0].numel())
+    rows = max(1, TILE // f_NCI.shape[1:].numel())
     return [slice(n, n + rows) for n in range(0, len(f_NCI), rows)]
 
 

@@ -158,3 +158,11 @@ def test_start_keeps_the_scale_of_the_stream(order):
     x_BTD = torch.randn(4, 64, 64, generator=torch.Generator().manual_seed(1))
     std = float(block(x_BTD, Ctx(x_BTD)).detach().std())
     assert 0.1 < std < 1.5
+
+
+def test_no_tokens_give_no_outputs():
+    layer = drawn_layer(4, 3, 5, 3, 3.0)
+    x_NI = torch.empty(0, 4, dtype=torch.float64, requires_grad=True)
+    layer(x_NI).sum().backward()
+    assert x_NI.grad.shape == (0, 4)
+    assert (layer.weight.grad == 0).all()
