@@ -54,7 +54,7 @@ def features(x: Tensor, grid: int, order: int, reach: float) -> Tensor:
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     apply: Any = _Features.apply
     f_NCI: Tensor = apply(wide.reshape(-1, x.shape[-1]), grid, order, reach)
-    return f_NCI.view(*x.shape[:-1], -1, x.shape[-1]).to(x.dtype)
+    return f_NCI.view(*x.shape[:-1], 1 + grid + order, x.shape[-1]).to(x.dtype)
 
 
 class _Features(Function):

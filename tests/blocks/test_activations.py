@@ -184,3 +184,8 @@ def test_swiglu_says_which_groups_fit():
     with pytest.raises(BlockError, match="groups 5 does not divide the hidden width 32; legal: 1"):
         SwiGLU.check(16, SwiGLU.Config(act="rational", groups=5))
     SwiGLU.check(16, SwiGLU.Config(act="silu", groups=5))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_tokens_give_no_outputs(name):
+    assert started(name)(torch.empty(0, 16)).shape == (0, 16)
