@@ -1,4 +1,4 @@
-"""TTT-Linear and TTT-MLP: the state is a model trained on the sequence. Sun et al. 2024, 2407.04620.
+"""TTT-Linear and TTT-MLP: the state is a model in training. Sun et al. 2024, arXiv 2407.04620.
 
     q, k, v, g, l = W_in x             q, k turned by RoPE at the token's place in its mini-batch
     linear  f(k; W) = k W1 + b1        mlp  f(k; W) = gelu(k W1 + b1) W2 + b2, hidden width 4K
@@ -32,10 +32,20 @@ from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, normal, ones, require, zeros
 from archsearch.blocks.mamba2 import draw_conv
+from archsearch.blocks.ttt_loops import (
+    EPS,
+    LinearLoop,
+    MLPLoop,
+    eta_of,
+    gelu,
+    gelu_backward,
+    offset_of,
+    read,
+    with_one,
+)
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
 
-EPS = 1e-6
 THETA = 10_000.0
 EXPAND = 4
 """Hidden width of the inner MLP over the head width."""
@@ -124,12 +134,11 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         if tail:
             lr_INM1 = lr_INM1 * (torch.arange(time + tail) < time).view(-1, 1, M, 1).to(lr_INM1)
         gain_H1K, bias_H1K = (x.to(v.dtype)[:, None] for x in (self.gain, self.bias))
-        # the gradient of the loss by the normalised output x is gain (gain x + bias - (v - k))
-        offset = (gain_H1K * (bias_H1K + k.view_as(v) - v)).flatten(1, 2)
+        offset = offset_of(gain_H1K, bias_H1K, k.view_as(v), v).flatten(1, 2)
         square_N1K = gain_H1K.square().repeat(batch, 1, 1)
         tok_M = self._pace(v.dtype)[:M]
-        read = self._read_mlp if self.config.inner == "mlp" else self._read_linear
-        out_INMK = read(q, k, lr_INM1, tok_M, offset, square_N1K)
+        inner = self._read_mlp if self.config.inner == "mlp" else self._read_linear
+        out_INMK = inner(q, k, lr_INM1, tok_M, offset, square_N1K)
         out = F.layer_norm(out_INMK, out_INMK.shape[-1:], eps=EPS).view_as(v)
         y = q.view_as(v) + torch.addcmul(bias_H1K, out, gain_H1K)
         y_BTD = y.permute(1, 0, 3, 2, 4).reshape(batch, -1, width)[:, :time]
@@ -139,30 +148,23 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         self, q: Tensor, k: Tensor, lr: Tensor, tok_M: Tensor, offset: Tensor, square: Tensor
     ) -> Tensor:
         """f(q_i; W_i) of the linear model, for all mini-batches."""
-        key = F.pad(k, (0, 1), value=1.0)
-        eta_INMM = -tok_M[:, None].expand(-1, len(tok_M)).tril() * lr.mT
-        seen = torch.cat((q, torch.ones_like(q[..., :1]), (q @ k.mT + 1) * eta_INMM), -1)
         start = self._start(self.W1, self.b1, q.shape[1])
-        return seen @ LinearLoop.apply(key, key * (tok_M[-1] * lr), offset, square, start)
+        key, eta = with_one(k), eta_of(tok_M, lr)
+        W, G = _fit(LinearLoop, key, key * (tok_M[-1] * lr), offset, square, start)
+        return read(with_one(q), W, (q @ k.mT).add_(1).mul(eta), G)
 
     def _read_mlp(
         self, q: Tensor, k: Tensor, lr: Tensor, tok_M: Tensor, offset: Tensor, square: Tensor
     ) -> Tensor:
         """f(q_i; W_i) of the inner MLP, for all mini-batches."""
-        key, last = F.pad(k, (0, 1), value=1.0), tok_M[-1] * lr
-        eta_INMM = -tok_M[:, None].expand(-1, len(tok_M)).tril() * lr.mT
-        one = torch.ones_like(q[..., :1])
-        starts = (
-            self._start(self.W1, self.b1, q.shape[1]),
-            self._start(self.W2, self.b2, q.shape[1]),
-        )
-        first, second, hidden = MLPLoop.apply(key, key * last, last, offset, square, *starts)
-        seen = torch.cat((q, one, (q @ k.mT + 1) * eta_INMM), -1)
-        a = F.gelu(seen @ first, approximate="tanh")
-        return torch.cat((a, one, (a @ hidden[..., :-1].mT + 1) * eta_INMM), -1) @ second
+        starts = (self._start(w, b, q.shape[1]) for w, b in self._layers())
+        key, eta, rate = with_one(k), eta_of(tok_M, lr), tok_M[-1] * lr
+        W1, G1, W2, G2, A = _fit(MLPLoop, key, key * rate, rate, offset, square, *starts)
+        a = with_one(gelu(read(with_one(q), W1, (q @ k.mT).add_(1).mul(eta), G1)))
+        return read(a, W2, (a @ A.mT).mul(eta), G2)
 
     def init_state(self, batch: int, context: int) -> State:
-        state = {}
+        state: State = {}
         for i, (w, b) in enumerate(self._layers(), 1):
             weights = self._start(w, b, batch * self.heads).unflatten(0, (batch, -1)).clone()
             state |= {f"weights{i}": weights, f"gradient{i}": torch.zeros_like(weights)}
@@ -186,19 +188,19 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         layers = len(self._layers())
         for i in range(1, layers + 1):
             inputs.append(z)
-            z = F.pad(_gelu(z) if i > 1 else z, (0, 1), value=1.0) @ state[f"weights{i}"]
+            z = with_one(gelu(z) if i > 1 else z) @ state[f"weights{i}"]
         norm, _, scale = torch.native_layer_norm(z, z.shape[-1:], None, None, EPS)
         g = gain * (gain * norm + bias - (v - k))
         g = scale * (g - g.mean(-1, True) - norm * (g * norm).mean(-1, True))
         z = q
         for i in range(layers, 0, -1):
-            a = F.pad(_gelu(inputs[i - 1]) if i > 1 else k, (0, 1), value=1.0)
+            a = with_one(gelu(inputs[i - 1]) if i > 1 else k)
             state[f"gradient{i}"] = torch.addcmul(state[f"gradient{i}"], a.mT, lr * g)
             if i > 1:
-                g = _gelu_backward(g @ state[f"weights{i}"][..., :-1, :].mT, inputs[i - 1])
+                g = gelu_backward(g @ state[f"weights{i}"][..., :-1, :].mT, inputs[i - 1])
         for i in range(1, layers + 1):
             now = state[f"weights{i}"] - tok * state[f"gradient{i}"]
-            z = F.pad(_gelu(z) if i > 1 else z, (0, 1), value=1.0) @ now
+            z = with_one(gelu(z) if i > 1 else z) @ now
             if place == self.config.mini_batch - 1:
                 state[f"weights{i}"] = now
                 state[f"gradient{i}"] = torch.zeros_like(now)
@@ -219,7 +221,7 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         return start.repeat(rows // self.heads, 1, 1)
 
     def _convolved(self, qk_BTC: Tensor) -> Tensor:
-        """q beside k: what the projection gives already where there is no convolution."""
+        """Queries beside keys: what the projection gives already where there is no convolution."""
         if not self.config.conv:
             return qk_BTC
         qk_BCT = self.conv(F.pad(qk_BTC.mT, (self.config.conv - 1, 0)))
@@ -251,7 +253,7 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
             y, (self.width,), self.norm.weight.to(y.dtype), self.norm.bias.to(y.dtype), EPS
         )
         if self.config.gate:
-            y = y * _gelu(gate)
+            y = y * gelu(gate)
         return self.out_proj(y.to(self.out_proj.weight.dtype))
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
@@ -330,7 +332,7 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         # fit, read, and for all mini-batches but the last update; then queries by keys, eta by G
         flops = 2 * inner * (3 - 1 / count) + 2 * M * (K + hidden)
         if config.inner == "mlp":
-            flops += 2 * hidden * K + 2 * M * (hidden + K)
+            flops += 2 * hidden * K + 2 * M * (hidden + 1 + K)
         params = matrices + conv + 2 * D * bool(config.conv) + H + config.mini_batch
         params += H * (inner + 2 * K) + 2 * D
         return Cost(
@@ -354,164 +356,5 @@ def _shared(config: TTT.Config) -> int:
     return 1 if config.conv else 2
 
 
-def _gelu(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-def _gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
-
-
-def _gelu_second(z: Tensor) -> Tensor:
-    """The second derivative of GELU (tanh); it is 0 in floating point beyond 20."""
-    z = z.clamp(-20, 20)
-    scale, square = math.sqrt(2 / math.pi), z * z
-    t = torch.tanh((square * 0.044715).add_(1).mul_(z).mul_(scale))
-    slope = square.mul(3 * 0.044715 * scale).add_(scale)
-    bend = (t * slope).mul_(slope).neg_().add_(z, alpha=3 * 0.044715 * scale).mul_(z)
-    return slope.add_(bend).mul_(t.mul_(t).neg_().add_(1))
-
-
-class _Fit:
-    """G, the gradient of the loss by the output z of the inner model, and its derivatives.
-
-    x = LN(z) without gain, p = gain^2 x + offset, G = r (p - mean p - x mean(p x)), 1 / r being the
-    standard deviation: the backward pass of LN.
-    """
-
-    def __init__(self, z: Tensor, offset: Tensor, square: Tensor) -> None:
-        self.x, self.mean, self.r = torch.native_layer_norm(z, z.shape[-1:], None, None, EPS)
-        self.z, self.square = z, square
-        self.p = torch.addcmul(offset, self.x, square)
-        self.G = self._through_norm(self.p)
-
-    def _through_norm(self, grad: Tensor) -> Tensor:
-        found: Tensor = torch.ops.aten.native_layer_norm_backward(
-            grad, self.z, self.z.shape[-1:], self.mean, self.r, None, None, [True, False, False]
-        )[0]
-        return found
-
-    def backward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """From the gradient u by G those by `offset` and by z."""
-        by_p = self._through_norm(u)
-        ra = self.r * (self.p * self.x).mean(-1, keepdim=True)
-        rb = self.r * (u * self.x).mean(-1, keepdim=True)
-        re = self.r * (u * self.G).mean(-1, keepdim=True)
-        by_x = (self.square * by_p).addcmul_(u, ra, value=-1).addcmul_(self.p, rb, value=-1)
-        return by_p, self._through_norm(by_x).addcmul_(self.x, re, value=-1)
-
-
-class LinearLoop(torch.autograd.Function):
-    """The weights W_IN(E)K before each mini-batch, and below them its G_INMK."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, key: Tensor, step: Tensor, offset: Tensor, square: Tensor, start: Tensor
-    ) -> Tensor:
-        (count, rows, M, E), K = key.shape, start.shape[-1]
-        found = key.new_empty(count, rows, E + M, K)
-        found[0, :, :E] = start
-        ctx.fits = []
-        for i in range(count):
-            W = found[i, :, :E]
-            fit = _Fit(torch.bmm(key[i], W), offset[i], square)
-            found[i, :, E:] = fit.G
-            ctx.fits.append(fit)
-            if i + 1 < count:
-                found[i + 1, :, :E] = torch.baddbmm(W, step[i].mT, fit.G, alpha=-1)
-        ctx.save_for_backward(key, step, found)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        key, step, found = ctx.saved_tensors
-        (count, _, _, E), (by_found,) = key.shape, grads
-        by_key, by_step = torch.empty_like(key), torch.zeros_like(step)
-        by_offset = key.new_empty(*key.shape[:3], found.shape[-1])
-        by_W = torch.zeros_like(by_found[0, :, :E])
-        for i in reversed(range(count)):
-            fit, u = ctx.fits[i], by_found[i, :, E:]
-            if i + 1 < count:
-                torch.bmm(fit.G, by_W.mT, out=by_step[i])
-                u = torch.baddbmm(u, step[i], by_W, alpha=-1)
-            by_offset[i], by_z = fit.backward(u)
-            torch.bmm(by_z, found[i, :, :E].mT, out=by_key[i])
-            by_W = by_W.add_(by_found[i, :, :E]).baddbmm_(key[i].mT, by_z)
-        x = torch.stack([fit.x for fit in ctx.fits])
-        by_square = (x * by_offset).sum((0, 2)).unsqueeze(1)
-        return by_key, by_step.neg_(), by_offset, by_square, by_W
-
-
-class MLPLoop(torch.autograd.Function):
-    """Both layers' weights before each mini-batch, the gradients by their outputs below them.
-
-    Returns:
-        [W1; G1] IN(E+M)F, [W2; G2] IN(F+1+M)K, and gelu of the keys' hidden layer, with the column
-        of ones, INM(F+1).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        key: Tensor,
-        step: Tensor,
-        last: Tensor,
-        offset: Tensor,
-        square: Tensor,
-        start1: Tensor,
-        start2: Tensor,
-    ) -> tuple[Tensor, ...]:
-        (count, rows, M, E), (_, hidden, K) = key.shape, start2.shape
-        first = key.new_empty(count, rows, E + M, hidden - 1)
-        second = key.new_empty(count, rows, hidden + M, K)
-        acted = key.new_ones(count, rows, M, hidden)
-        first[0, :, :E], second[0, :, :hidden] = start1, start2
-        ctx.fits, ctx.hidden = [], []
-        for i in range(count):
-            W1, W2, a = first[i, :, :E], second[i, :, :hidden], acted[i]
-            z = torch.bmm(key[i], W1)
-            a[..., :-1] = _gelu(z)
-            fit = _Fit(torch.bmm(a, W2), offset[i], square)
-            back = torch.bmm(fit.G, W2[:, :-1].mT)
-            slope = _gelu_backward(torch.ones_like(z), z)
-            G1 = back * slope
-            first[i, :, E:], second[i, :, hidden:] = G1, fit.G
-            ctx.fits.append(fit)
-            ctx.hidden.append((z, back, slope))
-            if i + 1 < count:
-                first[i + 1, :, :E] = torch.baddbmm(W1, step[i].mT, G1, alpha=-1)
-                second[i + 1, :, :hidden] = torch.baddbmm(W2, a.mT, last[i] * fit.G, alpha=-1)
-        ctx.save_for_backward(key, step, last, first, second, acted)
-        return first, second, acted
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        key, step, last, first, second, acted = ctx.saved_tensors
-        by_first, by_second, by_acted = grads
-        (count, rows, M, E), hidden = key.shape, acted.shape[-1]
-        by_key, by_step, by_last = (torch.zeros_like(x) for x in (key, step, last))
-        by_offset = key.new_empty(count, rows, M, second.shape[-1])
-        by_W1 = torch.zeros_like(first[0, :, :E])
-        by_W2 = torch.zeros_like(second[0, :, :hidden])
-        for i in reversed(range(count)):
-            fit, (z, back, slope) = ctx.fits[i], ctx.hidden[i]
-            W1, W2, a = first[i, :, :E], second[i, :, :hidden], acted[i]
-            by_G1, by_G2, by_a = by_first[i, :, E:], by_second[i, :, hidden:], by_acted[i]
-            if i + 1 < count:
-                by_step[i] = torch.bmm(first[i, :, E:], by_W1.mT).neg_()
-                by_G1 = torch.baddbmm(by_G1, step[i], by_W1, alpha=-1)
-                back2 = torch.bmm(a, by_W2)
-                by_last[i] = -(back2 * fit.G).sum(-1, keepdim=True)
-                by_G2 = torch.addcmul(by_G2, back2, last[i], value=-1)
-                by_a = torch.baddbmm(by_a, last[i] * fit.G, by_W2.mT, alpha=-1)
-            by_back = by_G1 * slope
-            by_offset[i], by_out = fit.backward(torch.baddbmm(by_G2, by_back, W2[:, :-1]))
-            by_W2 = by_W2.add_(by_second[i, :, :hidden]).baddbmm_(a.mT, by_out)
-            by_W2[:, :-1].baddbmm_(by_back.mT, fit.G)
-            by_a = torch.baddbmm(by_a, by_out, W2.mT)
-            by_z = _gelu_second(z).mul_(back).mul_(by_G1).addcmul_(by_a[..., :-1], slope)
-            torch.bmm(by_z, W1.mT, out=by_key[i])
-            by_W1 = by_W1.add_(by_first[i, :, :E]).baddbmm_(key[i].mT, by_z)
-        x = torch.stack([fit.x for fit in ctx.fits])
-        by_square = (x * by_offset).sum((0, 2)).unsqueeze(1)
-        return by_key, by_step, by_last, by_offset, by_square, by_W1, by_W2
+def _fit(loop: Any, *given: Tensor) -> Any:
+    return loop.apply(*given)
