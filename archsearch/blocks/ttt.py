@@ -118,21 +118,19 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         batch, time, width = x_BTD.shape
         M = min(self.config.mini_batch, time)
-        tail = -time % M
         qk_BTC, v_BTD, g_BTD, lr_BTH = self.in_proj(x_BTD).split(self.split, -1)
         qk_BTC = self._convolved(qk_BTC)
 
         def cut(x_BTC: Tensor, *sizes: int) -> Tensor:
-            """Whole mini-batches: (*sizes[:-1], I, B, H, M, last size)."""
-            x = F.pad(x_BTC, (0, 0, 0, tail)).to(self._dtype(x_BTC))
+            """Whole mini-batches: (*sizes[:-1], I, B, H, M, last size); no token sees the padding."""
+            x = F.pad(x_BTC, (0, 0, 0, -time % M)).to(self._dtype(x_BTC))
             x = x.unflatten(1, (-1, M)).unflatten(-1, (*sizes[:-1], self.heads, sizes[-1]))
             return x.permute(*range(3, x.dim() - 2), 1, 0, -2, 2, -1).contiguous()
 
-        q, k = self._turned(cut(qk_BTC, 2, self.config.head_dim), torch.arange(M)).flatten(2, 3)
+        place_M = torch.arange(M, device=x_BTD.device)
+        q, k = self._turned(cut(qk_BTC, 2, self.config.head_dim), place_M).flatten(2, 3)
         v = cut(v_BTD, self.config.head_dim)
         lr_INM1 = self._rates(cut(lr_BTH, 1)).flatten(1, 2)
-        if tail:
-            lr_INM1 = lr_INM1 * (torch.arange(time + tail) < time).view(-1, 1, M, 1).to(lr_INM1)
         gain_H1K, bias_H1K = (x.to(v.dtype)[:, None] for x in (self.gain, self.bias))
         offset = offset_of(gain_H1K, bias_H1K, k.view_as(v), v).flatten(1, 2)
         square_N1K = gain_H1K.square().repeat(batch, 1, 1)
