@@ -41,6 +41,7 @@ from archsearch.blocks.ttt_loops import (
     gelu_backward,
     offset_of,
     read,
+    weigh,
     with_one,
 )
 from archsearch.cost import Cost
@@ -122,9 +123,10 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         qk_BTC = self._convolved(qk_BTC)
 
         def cut(x_BTC: Tensor, *sizes: int) -> Tensor:
-            """Whole mini-batches: (*sizes[:-1], I, B, H, M, last size); no token sees the padding."""
-            x = F.pad(x_BTC, (0, 0, 0, -time % M)).to(self._dtype(x_BTC))
+            """Mini-batches (*sizes[:-1], I, B, H, M, last size); no token sees the padding."""
+            x = F.pad(x_BTC, (0, 0, 0, -time % M)) if time % M else x_BTC
             x = x.unflatten(1, (-1, M)).unflatten(-1, (*sizes[:-1], self.heads, sizes[-1]))
+            x = x.to(self._dtype(x))
             return x.permute(*range(3, x.dim() - 2), 1, 0, -2, 2, -1).contiguous()
 
         place_M = torch.arange(M, device=x_BTD.device)
@@ -148,17 +150,17 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         """f(q_i; W_i) of the linear model, for all mini-batches."""
         start = self._start(self.W1, self.b1, q.shape[1])
         key, eta = with_one(k), eta_of(tok_M, lr)
-        W, G = _fit(LinearLoop, key, key * (tok_M[-1] * lr), offset, square, start)
-        return read(with_one(q), W, (q @ k.mT).add_(1).mul(eta), G)
+        W, G = _fit(LinearLoop, key, tok_M[-1] * lr, offset, square, start)
+        return read(with_one(q), W, weigh(q, k, eta), G)
 
     def _read_mlp(
         self, q: Tensor, k: Tensor, lr: Tensor, tok_M: Tensor, offset: Tensor, square: Tensor
     ) -> Tensor:
         """f(q_i; W_i) of the inner MLP, for all mini-batches."""
         starts = (self._start(w, b, q.shape[1]) for w, b in self._layers())
-        key, eta, rate = with_one(k), eta_of(tok_M, lr), tok_M[-1] * lr
-        W1, G1, W2, G2, A = _fit(MLPLoop, key, key * rate, rate, offset, square, *starts)
-        a = with_one(gelu(read(with_one(q), W1, (q @ k.mT).add_(1).mul(eta), G1)))
+        key, eta = with_one(k), eta_of(tok_M, lr)
+        W1, G1, W2, G2, A = _fit(MLPLoop, key, tok_M[-1] * lr, offset, square, *starts)
+        a = with_one(gelu(read(with_one(q), W1, weigh(q, k, eta), G1)))
         return read(a, W2, (a @ A.mT).mul(eta), G2)
 
     def init_state(self, batch: int, context: int) -> State:

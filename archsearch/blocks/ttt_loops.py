@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 EPS = 1e-6
@@ -56,7 +57,13 @@ def eta_of(tok_M: Tensor, lr_INM1: Tensor) -> Tensor:
 
 def offset_of(gain: Tensor, bias: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The gradient of 1/2 |gain x + bias - (v - k)|^2 by x, less gain^2 x."""
-    return gain * (bias + k - v)
+    return torch.addcmul(gain * bias, gain, k - v)
+
+
+def weigh(q: Tensor, k: Tensor, eta: Tensor) -> Tensor:
+    """(q k + 1) eta for every pair of tokens in a mini-batch; the 1 is the bias."""
+    product = torch.baddbmm(q.new_ones(1, 1, 1), q.flatten(0, 1), k.flatten(0, 1).mT)
+    return product.view_as(eta) * eta
 
 
 def read(x: Tensor, W: Tensor, weight: Tensor, G: Tensor) -> Tensor:
@@ -100,13 +107,12 @@ class Fit:
 class LinearLoop(torch.autograd.Function):
     """W_INEK and G_INMK of the linear model.
 
-    Args: the keys with their column of ones, the same times their learning rates, `offset` and
-    `square` of `Fit`, and the first W.
+    Args: the keys with their column of ones, tok_M lr, `offset` and `square` of `Fit`, the first W.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, key: Tensor, step: Tensor, offset: Tensor, square: Tensor, start: Tensor
+        ctx: Any, key: Tensor, rate: Tensor, offset: Tensor, square: Tensor, start: Tensor
     ) -> tuple[Tensor, Tensor]:
         W, G = start.new_empty(len(key), *start.shape), torch.empty_like(offset)
         W[0], ctx.fits = start, []
@@ -115,37 +121,41 @@ class LinearLoop(torch.autograd.Function):
             G[i] = fit.G
             ctx.fits.append(fit)
             if i + 1 < len(key):
-                torch.baddbmm(W[i], step[i].mT, fit.G, alpha=-1, out=W[i + 1])
-        ctx.save_for_backward(key, step, W)
+                step = key[i] * rate[i]
+                torch.baddbmm(W[i], step.mT, fit.G, alpha=-1, out=W[i + 1])
+        ctx.save_for_backward(key, rate, W)
         return W, G
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        (key, step, W), (from_W, from_G) = ctx.saved_tensors, grads
-        by_key, by_step = torch.empty_like(key), torch.zeros_like(step)
+        (key, rate, W), (from_W, from_G) = ctx.saved_tensors, grads
+        by_key, by_rate = torch.empty_like(key), torch.zeros_like(rate)
         by_offset, by_W = torch.empty_like(from_G), torch.zeros_like(from_W[0])
         for i in reversed(range(len(key))):
             fit, u = ctx.fits[i], from_G[i]
             if i + 1 < len(key):
-                torch.bmm(fit.G, by_W.mT, out=by_step[i])
-                u = torch.baddbmm(u, step[i], by_W, alpha=-1)
+                by_step = torch.bmm(fit.G, by_W.mT)
+                by_rate[i] = (by_step * key[i]).sum(-1, keepdim=True)
+                u = torch.baddbmm(u, key[i] * rate[i], by_W, alpha=-1)
             by_offset[i], by_z = fit.backward(u)
             torch.bmm(by_z, W[i].mT, out=by_key[i])
+            if i + 1 < len(key):
+                by_key[i].addcmul_(by_step, rate[i], value=-1)
             by_W = by_W.add_(from_W[i]).baddbmm_(key[i].mT, by_z)
-        return by_key, by_step.neg_(), by_offset, _by_square(ctx.fits, by_offset), by_W
+        return by_key, by_rate.neg_(), by_offset, _by_square(ctx.fits, by_offset), by_W
 
 
 class MLPLoop(torch.autograd.Function):
     """W1_INEF, G1_INMF, W2_INJK, G2_INMK of the MLP, and A_INMJ, gelu of the keys' hidden layer.
 
-    Args: as for `LinearLoop`, the learning rates themselves after `step`.
+    Args: as for `LinearLoop`.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         key: Tensor,
-        step: Tensor,
         rate: Tensor,
         offset: Tensor,
         square: Tensor,
@@ -166,26 +176,29 @@ class MLPLoop(torch.autograd.Function):
             ctx.fits.append(fit)
             ctx.hidden.append((z, back, slope))
             if i + 1 < len(key):
-                torch.baddbmm(W1[i], step[i].mT, G1[i], alpha=-1, out=W1[i + 1])
+                step = key[i] * rate[i]
+                torch.baddbmm(W1[i], step.mT, G1[i], alpha=-1, out=W1[i + 1])
                 torch.baddbmm(W2[i], A[i].mT, rate[i] * fit.G, alpha=-1, out=W2[i + 1])
-        ctx.save_for_backward(key, step, rate, W1, G1, W2, A)
+        ctx.save_for_backward(key, rate, W1, G1, W2, A)
         return W1, G1, W2, G2, A
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        key, step, rate, W1, G1, W2, A = ctx.saved_tensors
+        key, rate, W1, G1, W2, A = ctx.saved_tensors
         from_W1, from_G1, from_W2, from_G2, from_A = grads
-        by_key, by_step, by_rate = (torch.zeros_like(x) for x in (key, step, rate))
+        by_key, by_rate = torch.empty_like(key), torch.zeros_like(rate)
         by_offset = torch.empty_like(from_G2)
         by_W1, by_W2 = torch.zeros_like(from_W1[0]), torch.zeros_like(from_W2[0])
         for i in reversed(range(len(key))):
             fit, (z, back, slope) = ctx.fits[i], ctx.hidden[i]
             by_G1, by_G2, by_A = from_G1[i], from_G2[i], from_A[i]
             if i + 1 < len(key):
-                torch.bmm(G1[i], by_W1.mT, out=by_step[i])
-                by_G1 = torch.baddbmm(by_G1, step[i], by_W1, alpha=-1)
+                by_step = torch.bmm(G1[i], by_W1.mT)
+                by_G1 = torch.baddbmm(by_G1, key[i] * rate[i], by_W1, alpha=-1)
                 moved = torch.bmm(A[i], by_W2)
-                by_rate[i] = (moved * fit.G).sum(-1, keepdim=True)
+                by_rate[i] = (by_step * key[i]).sum(-1, keepdim=True)
+                by_rate[i] += (moved * fit.G).sum(-1, keepdim=True)
                 by_G2 = torch.addcmul(by_G2, moved, rate[i], value=-1)
                 by_A = torch.baddbmm(by_A, rate[i] * fit.G, by_W2.mT, alpha=-1)
             by_back = by_G1 * slope
@@ -195,9 +208,11 @@ class MLPLoop(torch.autograd.Function):
             by_a = torch.baddbmm(by_A[..., :-1], by_out, W2[i, :, :-1].mT)
             by_z = gelu_second(z).mul_(back).mul_(by_G1).addcmul_(by_a, slope)
             torch.bmm(by_z, W1[i].mT, out=by_key[i])
+            if i + 1 < len(key):
+                by_key[i].addcmul_(by_step, rate[i], value=-1)
             by_W1 = by_W1.add_(from_W1[i]).baddbmm_(key[i].mT, by_z)
         by_square = _by_square(ctx.fits, by_offset)
-        return by_key, by_step.neg_(), by_rate.neg_(), by_offset, by_square, by_W1, by_W2
+        return by_key, by_rate.neg_(), by_offset, by_square, by_W1, by_W2
 
 
 def _by_square(fits: list[Fit], by_offset: Tensor) -> Tensor:

@@ -141,11 +141,10 @@ def loops(inner):
     def draw(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
-    key, step, offset, square = draw(3, 2, 4, 7), draw(3, 2, 4, 7), draw(3, 2, 4, 6), draw(2, 1, 6)
+    key, rate, offset, square = draw(3, 2, 4, 7), draw(3, 2, 4, 1), draw(3, 2, 4, 6), draw(2, 1, 6)
     if inner == "linear":
-        return ttt_loops.LinearLoop, (key, step, offset, square, draw(2, 7, 6))
-    more = draw(3, 2, 4, 1), offset, square, draw(2, 7, 5), draw(2, 6, 6)
-    return ttt_loops.MLPLoop, (key, step, *more)
+        return ttt_loops.LinearLoop, (key, rate, offset, square, draw(2, 7, 6))
+    return ttt_loops.MLPLoop, (key, rate, offset, square, draw(2, 7, 5), draw(2, 6, 6))
 
 
 @INNER
@@ -218,10 +217,10 @@ def test_the_law_sees_a_target_that_is_not_the_residual(inner, monkeypatch):
 def test_the_law_sees_a_mini_batch_that_goes_on_from_the_first_weights(monkeypatch):
     class Forgetful:
         @staticmethod
-        def apply(key, step, offset, square, start):
+        def apply(key, rate, offset, square, start):
             each = [
                 ttt_loops.LinearLoop.apply(*(x[None] for x in one), square, start)
-                for one in zip(key, step, offset, strict=True)
+                for one in zip(key, rate, offset, strict=True)
             ]
             return [torch.cat(parts) for parts in zip(*each, strict=True)]
 
