@@ -180,7 +180,7 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
             state["conv"] = seen_BDJ[..., 1:]
             qk_BC = self.conv(seen_BDJ).unflatten(1, (-1, 2)).transpose(1, 2).flatten(1)
         qk = qk_BC.to(self._dtype(x_BD)).view(len(x_BD), 2, self.heads, 1, -1)
-        q, k = self._turned(qk, torch.tensor([place])).unbind(1)
+        q, k = self._turned(qk, torch.tensor([place], device=x_BD.device)).unbind(1)
         v = v_BD.to(q.dtype).view_as(k)
         lr = self._rates(lr_BH[..., None, None])
         tok, gain, bias = self._pace(q.dtype)[place], self.gain[:, None], self.bias[:, None]
@@ -271,17 +271,6 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
             normed = centred / ((centred**2).mean(-1, keepdim=True) + 1e-6).sqrt()
             return normed * self.gain + self.bias
 
-        def turned(x_BHK: Tensor, place: int) -> Tensor:
-            if self.config.pos == "none":
-                return x_BHK
-            x_BHK = x_BHK.clone()
-            for i in range(K // 2):
-                angle = torch.tensor(place * 10_000 ** (-2 * i / K), dtype=torch.float64)
-                cos, sin = angle.cos().item(), angle.sin().item()
-                a, b = x_BHK[..., 2 * i].clone(), x_BHK[..., 2 * i + 1].clone()
-                x_BHK[..., 2 * i], x_BHK[..., 2 * i + 1] = a * cos - b * sin, a * sin + b * cos
-            return x_BHK
-
         names = ("W1", "b1", "W2", "b2")[: 4 if mlp else 2]
         W = [self.get_parameter(n).expand(len(x_BTD), *self.get_parameter(n).shape) for n in names]
         u_BTC, outputs = x_BTD @ self.in_proj.weight.T, []
@@ -298,7 +287,9 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
                     + self.conv.get_parameter("bias")[s::2]
                     for s in (0, 1)
                 )
-            q, k = (turned(x.reshape(-1, H, K), place) for x in (q_BD, k_BD))
+            q, k = (x.reshape(-1, H, K) for x in (q_BD, k_BD))
+            if self.config.pos == "rope":
+                q, k = _turned_pairwise(q, place), _turned_pairwise(k, place)
             v = u_BC[:, v_at : v_at + D].reshape(-1, H, K)
             lr_BH = self.base / (1 + torch.exp(-u_BC[:, rows - H :] - self.lr_bias))
             loss_BH = ((f(k, W) - (v - k)) ** 2).sum(-1) / 2
@@ -358,3 +349,14 @@ def _shared(config: TTT.Config) -> int:
 
 def _fit(loop: Any, *given: Tensor) -> Any:
     return loop.apply(*given)
+
+
+def _turned_pairwise(x_BHK: Tensor, place: int) -> Tensor:
+    """RoPE of one token, a pair of channels after the other; for the oracle alone."""
+    turned, K = [], x_BHK.shape[-1]
+    for i in range(K // 2):
+        angle = place * 10_000 ** (-2 * i / K)
+        a, b = x_BHK[..., 2 * i], x_BHK[..., 2 * i + 1]
+        turned.append(a * math.cos(angle) - b * math.sin(angle))
+        turned.append(a * math.sin(angle) + b * math.cos(angle))
+    return torch.stack(turned, -1)
