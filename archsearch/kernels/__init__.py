@@ -1,0 +1,1 @@
+"""Operations that several blocks may share: each beside a naive reference that it must equal."""
