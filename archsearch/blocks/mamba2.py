@@ -6,15 +6,16 @@
     S_t = a_t S_(t-1) + dt_t B_t x_t^T,   y_t = S_t^T C_t + D x_t
     o = W_out (norm * RMSNorm(y * silu(z)))
 
+With `neg_eigval`, a_t = 2 exp(-exp(A_log) dt_t) - 1 and all else as it is (Grazzi et al. 2024,
+arXiv 2411.12537): a layer can then follow the parity of a bit string, which one with decays above 0
+cannot.
+
 The RMSNorm runs over the channels of each group, after the gate; head h reads B and C of group
 h // (H / G). Names and row order are those of `mamba_ssm.Mamba2`. The convolution starts with
 bias 0, where mamba_ssm draws it as the weights.
 
-`forward` cuts the sequence into chunks (section 6): inside a chunk the outputs are a masked matrix
-product, between chunks only the state at the border is passed on.
-
 Shapes: B batch, T time, D model width, E inner width, H heads, P head width, G groups, N state
-size, C channels of the convolution (E + 2GN), I chunks, Q time in a chunk.
+size, C channels of the convolution (E + 2GN).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, ones, require, zeros
 from archsearch.cost import Cost
-from archsearch.dims import whole
+from archsearch.dims import choice, whole
 from archsearch.kernels.conv_silu import conv_silu
 from archsearch.kernels.gated_norm import gated_norm, gated_norm_ref
 from archsearch.kernels.ssd import flops, ssd
@@ -68,6 +69,8 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         """Length of the causal convolution."""
         groups: int = whole(1, 64, default=1)
         """Sets of B and C, each shared by heads / groups heads."""
+        neg_eigval: bool = choice(False, True, default=False)
+        """Decays from -1 to 1 in place of 0 to 1, so that a state can change its sign."""
 
     roles = {
         "in_proj.weight": Role.hidden("inner", "model"),
@@ -84,6 +87,7 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         super().__init__()
         inner = config.expand * width
         self.heads, self.groups = inner // config.head_dim, config.groups
+        self.neg_eigval = config.neg_eigval
         bc = config.groups * config.d_state
         self.split = [inner, inner + 2 * bc, self.heads], [inner, bc, bc]
         channels = inner + 2 * bc
@@ -102,8 +106,7 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         x_BTHP = x_BTE.unflatten(-1, (self.heads, -1))
         B_BTGN, C_BTGN = (x.unflatten(-1, (self.groups, -1)) for x in (B_BTC, C_BTC))
         dt_BTH = F.softplus(dt_BTH + self.dt_bias)
-        a_BTH = (dt_BTH * -self.A_log.exp()).exp()
-        y_BTHP = ssd(x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, self.D)
+        y_BTHP = ssd(x_BTHP, dt_BTH, self._decay(dt_BTH), B_BTGN, C_BTGN, self.D)
         y_BTE = gated_norm(y_BTHP.flatten(-2), z_BTE, self.groups)
         # the gain goes into the matrix: two passes less over a (B, T, E) tensor
         return F.linear(y_BTE, self.out_proj.weight * self.norm.weight)
@@ -127,12 +130,16 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
             x.unflatten(-1, (self.groups, -1)).repeat_interleave(shared, 1) for x in (B_BC, C_BC)
         )
         dt_BH = F.softplus(dt_BH + self.dt_bias)
-        a_BH11 = (dt_BH * -self.A_log.exp()).exp()[..., None, None]
+        a_BH11 = self._decay(dt_BH)[..., None, None]
         added_BHPN = (dt_BH[..., None] * x_BHP)[..., None] * B_BHN[:, :, None]
         ssm_BHPN = torch.addcmul(added_BHPN, state["ssm"], a_BH11)
         y_BHP = (ssm_BHPN @ C_BHN[..., None])[..., 0] + self.D[:, None] * x_BHP
         y_BE = gated_norm_ref(y_BHP.flatten(-2), z_BE, self.groups) * self.norm.weight
         return self.out_proj(y_BE), {"conv": seen_BCK[..., 1:], "ssm": ssm_BHPN}
+
+    def _decay(self, dt: Tensor) -> Tensor:
+        a = (dt * -self.A_log.exp()).exp()
+        return 2 * a - 1 if self.neg_eigval else a
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         (E, C, H), (_, GN, _), G = self.split[0], self.split[1], self.groups
@@ -156,6 +163,7 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
             C_BHN = c_BC[:, E + GN :].reshape(-1, G, GN // G)[:, group_H]
             dt_BH = torch.log1p(torch.exp(dt_BH + self.dt_bias))
             a_BH = torch.exp(-torch.exp(self.A_log) * dt_BH)
+            a_BH = 2 * a_BH - 1 if self.neg_eigval else a_BH
             input_BHPN = torch.einsum("bh,bhp,bhn->bhpn", dt_BH, x_BHP, B_BHN)
             S_BHPN = a_BH[:, :, None, None] * S_BHPN + input_BHPN
             y_BHP = torch.einsum("bhpn,bhn->bhp", S_BHPN, C_BHN) + self.D[:, None] * x_BHP

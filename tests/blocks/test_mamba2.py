@@ -59,6 +59,34 @@ def test_extreme_decays_in_the_whole_layer():
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
 
 
+def parity_layer(neg_eigval):
+    """Weights set by hand: the first token writes 1, a bit 1 decays fast and a bit 0 not at all.
+
+    Inputs are (start, bit 0, bit 1, always 1).
+    """
+    block = case(4, d_state=1, head_dim=4, expand=1, conv=1, neg_eigval=neg_eigval).build()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+        z, x, B, C, dt = block.in_proj.weight.split([4, 4, 1, 1, 1])
+        z[:, 3] = x[:, 0] = B[:, 0] = C[:, 3] = 3.0
+        dt.copy_(torch.tensor([1.0, -40.0, 40.0, 0.0]))
+        for ones in (block.conv1d.weight, block.norm.weight, block.out_proj.weight):
+            ones.fill_(1.0)
+    return block
+
+
+def test_parity_of_bits_needs_negative_eigenvalues():
+    bits = torch.randint(2, (8, 300), generator=torch.Generator().manual_seed(0))
+    tokens = torch.cat((torch.zeros(8, 1, dtype=torch.int64), 1 + bits), 1)
+    x_BTD = torch.eye(4)[tokens]
+    x_BTD[..., 3] = 1.0
+    odd = torch.cat((torch.zeros(8, 1), bits.cumsum(1) % 2), 1).bool()
+    signs = parity_layer(True)(x_BTD, Ctx(x_BTD))[..., 0].sign()
+    assert torch.equal(signs, torch.where(odd, -1.0, 1.0))
+    assert parity_layer(False)(x_BTD, Ctx(x_BTD)).min() >= 0
+
+
 def test_state_keeps_one_column_less_than_the_convolution_is_long():
     for kernel in (1, 2, 4, 16):
         state = case(conv=kernel).build().init_state(3, 100)
