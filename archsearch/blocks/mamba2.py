@@ -181,7 +181,9 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         return Cost(
             params=params,
             active_params=params,
-            flops=2 * matrices + flops(seq_len, E, GN, config.d_state) / seq_len,
+            flops=2 * matrices
+            + 2 * config.conv * channels
+            + flops(seq_len, E, GN, config.d_state) / seq_len,
             state_bytes=4 * (E * config.d_state + (config.conv - 1) * channels),
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from archsearch.kernels.blocking import pieces
+from archsearch.kernels.blocking import row_pieces
 
 EPS = 1e-5
 _silu, _silu_grad = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_input
@@ -38,7 +38,7 @@ class _GatedNorm(torch.autograd.Function):
     def forward(ctx: Any, y_RGK: Tensor, z_RGK: Tensor) -> Tensor:
         out_RGK = torch.empty(y_RGK.shape, dtype=y_RGK.dtype, device=y_RGK.device)
         scale_RG1 = torch.empty_like(out_RGK[..., :1])
-        for rows in pieces(y_RGK):
+        for rows in row_pieces(y_RGK):
             out = _silu(z_RGK[rows], out=out_RGK[rows]).mul_(y_RGK[rows])
             square = torch.linalg.vector_norm(out, dim=-1, keepdim=True).square_()
             torch.rsqrt(square.div_(out.shape[-1]).add_(EPS), out=scale_RG1[rows])
@@ -51,7 +51,7 @@ class _GatedNorm(torch.autograd.Function):
     def backward(ctx: Any, dout_RGK: Tensor) -> tuple[Tensor, Tensor]:
         y_RGK, z_RGK, out_RGK, scale_RG1 = ctx.saved_tensors
         dy_RGK, dz_RGK = torch.empty_like(out_RGK), torch.empty_like(out_RGK)
-        for rows in pieces(y_RGK):
+        for rows in row_pieces(y_RGK):
             y, z, out, dout = (t[rows] for t in (y_RGK, z_RGK, out_RGK, dout_RGK))
             dy, dz = dy_RGK[rows], dz_RGK[rows]
             along = torch.mul(out, dout, out=dy).mean(-1, keepdim=True)

@@ -95,7 +95,9 @@ class _SSD(torch.autograd.Function):
             torch.empty(t.shape, dtype=t.dtype, device=t.device)
             for t in (x_BTHP, dt_BTH, B_BTGN, C_BTGN)
         )
-        dD_H, ddecays = torch.zeros_like(D_H), Products(*map(torch.zeros_like, ctx.decays))
+        fill = torch.zeros_like if x_BTHP.shape[1] % _chunk(x_BTHP.shape[1]) else torch.empty_like
+        dD_H = torch.zeros_like(D_H)
+        ddecays = Products(fill(ctx.decays[0]), *map(torch.zeros_like, ctx.decays[1:]))
         dS_BGNV = None  # of the state at the end of the chunk
         for i, span in reversed(list(enumerate(_chunks(x_BTHP.shape[1])))):
             x_BQHP, dy_BQHP, dt_BQH1 = x_BTHP[:, span], dy_BTHP[:, span], dt_BTH[:, span, :, None]
@@ -106,7 +108,7 @@ class _SSD(torch.autograd.Function):
             dy_BHQP = dy_BQHP.transpose(1, 2).contiguous()
             dweight_BHQQ = dy_BHQP @ _heads_first(x_BQHP, dt_BQH1).mT
             du_BQHP = (_per_head(inside_BHQQ, score_BGQQ).mT @ dy_BHQP).transpose(1, 2)
-            dinside_BHQQ.copy_(_per_head(dweight_BHQQ, score_BGQQ))
+            _per_head(dweight_BHQQ, score_BGQQ, out=dinside_BHQQ)
             dscore_BGQQ = dweight_BHQQ.mul_(inside_BHQQ).unflatten(1, (groups, -1)).sum(2)
             dB_BGQN, dC_BGQN = dscore_BGQQ.mT @ C_BGQN, dscore_BGQQ @ B_BGQN
             if dS_BGNV is not None:
@@ -126,7 +128,7 @@ class _SSD(torch.autograd.Function):
                 dS_BGNV = dstart_BGNV
             torch.addcmul(du_BQHP * dt_BQH1, dy_BQHP, D_H[:, None], out=dx_BTHP[:, span])
             torch.sum(du_BQHP * x_BQHP, -1, out=ddt_BTH[:, span])
-            dD_H += (dy_BQHP * x_BQHP).sum((0, 1, 3))
+            dD_H += (dy_BQHP * x_BQHP).sum(-1).sum((0, 1))
             dB_BTGN[:, span], dC_BTGN[:, span] = dB_BGQN.transpose(1, 2), dC_BGQN.transpose(1, 2)
         return dx_BTHP, ddt_BTH, _products_grad(ctx.levels, ddecays, a_BTH.shape[1]), dB_BTGN, dC_BTGN, dD_H
 
@@ -141,10 +143,13 @@ def _chunks(time: int) -> list[slice]:
     return [slice(start, min(start + CHUNK, time)) for start in range(0, time, CHUNK)]
 
 
-def _per_head(x_BHQQ: Tensor, factor_BGQQ: Tensor) -> Tensor:
+def _per_head(x_BHQQ: Tensor, factor_BGQQ: Tensor, out: Tensor | None = None) -> Tensor:
     """Times what the heads of a group share."""
-    groups = factor_BGQQ.shape[1]
-    return (x_BHQQ.unflatten(1, (groups, -1)) * factor_BGQQ[:, :, None]).flatten(1, 2)
+    if out is None:
+        out = torch.empty_like(x_BHQQ, memory_format=torch.contiguous_format)
+    x_BGRQQ, out_BGRQQ = (t.unflatten(1, (factor_BGQQ.shape[1], -1)) for t in (x_BHQQ, out))
+    torch.mul(x_BGRQQ, factor_BGQQ[:, :, None], out=out_BGRQQ)
+    return out
 
 
 def _heads_first(x_BQHP: Tensor, factor_BQH1: Tensor) -> Tensor:
