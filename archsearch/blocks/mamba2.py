@@ -100,8 +100,10 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         self.out_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
-        z_BTE, xBC_BTC, dt_BTH = self.in_proj(x_BTD).split(self.split[0], -1)
-        filter_CK, bias_C = self.conv1d.weight[:, 0], self.conv1d.bias
+        # three products: to cut the result of one would cost a pass over its gradient
+        rows = self.in_proj.weight.split(self.split[0])
+        z_BTE, xBC_BTC, dt_BTH = (F.linear(x_BTD, weight) for weight in rows)
+        filter_CK, bias_C = self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias")
         x_BTE, B_BTC, C_BTC = conv_silu(xBC_BTC, filter_CK, bias_C, self.split[1])
         x_BTHP = x_BTE.unflatten(-1, (self.heads, -1))
         B_BTGN, C_BTGN = (x.unflatten(-1, (self.groups, -1)) for x in (B_BTC, C_BTC))
@@ -195,7 +197,6 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         heads = inner // config.head_dim
         why = f"does not divide the {heads} heads (inner width {inner} / {config.head_dim})"
         require(info, "groups", config.groups, divisors(heads), why)
-
 
 
 def _sizes(width: int, config: Mamba2.Config) -> tuple[int, int, int]:

@@ -25,7 +25,9 @@ def conv_silu(
     x_BTC: Tensor, filter_CK: Tensor, bias_C: Tensor, sizes: Sequence[int]
 ) -> tuple[Tensor, ...]:
     """The channels of the result, cut into parts of the given sizes."""
-    parts: tuple[Tensor, ...] = _ConvSiLU.apply(x_BTC, filter_CK, bias_C, sizes)
+    parts: tuple[Tensor, ...] = _ConvSiLU.apply(  # type: ignore[no-untyped-call]
+        x_BTC, filter_CK, bias_C, sizes
+    )
     return parts
 
 
@@ -51,7 +53,7 @@ class _ConvSiLU(torch.autograd.Function):
         return F.silu(sum_BTC).split(ctx.sizes, -1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, ...]:
         x_BTC, filter_CK, sum_BTC = ctx.saved_tensors
         batch, time, channels = x_BTC.shape

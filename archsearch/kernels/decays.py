@@ -20,12 +20,12 @@ from torch import Tensor
 class Products(NamedTuple):
     """What `products` returns; also the gradient of each."""
 
-    inside_XQQ: Tensor
-    """a_(s+1) ... a_t for each t and s <= t; 0 for s > t."""
-    before_XQ: Tensor
-    """The product from the start of the chunk through t."""
-    after_XQ: Tensor
-    """The product of all behind t, to the end of the chunk."""
+    inside: Tensor
+    """XQQ: a_(s+1) ... a_t for each t and s <= t; 0 for s > t."""
+    before: Tensor
+    """XQ: the product from the start of the chunk through t."""
+    after: Tensor
+    """XQ: the product of all behind t, to the end of the chunk."""
 
 
 Levels = list[tuple[Tensor, Tensor]]

@@ -23,7 +23,9 @@ _silu, _silu_grad = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_i
 def gated_norm(y: Tensor, z: Tensor, groups: int) -> Tensor:
     """The gated and normalised channels, without a gain; `y` and `z` have the same shape."""
     shape_RGK = -1, groups, y.shape[-1] // groups
-    out_RGK: Tensor = _GatedNorm.apply(y.reshape(shape_RGK), z.reshape(shape_RGK))
+    out_RGK: Tensor = _GatedNorm.apply(  # type: ignore[no-untyped-call]
+        y.reshape(shape_RGK), z.reshape(shape_RGK)
+    )
     return out_RGK.view(y.shape)
 
 
@@ -47,7 +49,7 @@ class _GatedNorm(torch.autograd.Function):
         return out_RGK
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dout_RGK: Tensor) -> tuple[Tensor, Tensor]:
         y_RGK, z_RGK, out_RGK, scale_RG1 = ctx.saved_tensors
         dy_RGK, dz_RGK = torch.empty_like(out_RGK), torch.empty_like(out_RGK)

@@ -13,7 +13,8 @@ of a group, V = RP width of a group.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def ssd(
     """y_BTHP; every `a` in [-1, 1]. What is less exact than fp32 is computed in fp32."""
     exact = torch.promote_types(x_BTHP.dtype, torch.float32)
     given = (t.to(exact) for t in (x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, D_H))
-    y_BTHP: Tensor = _SSD.apply(*given)
+    y_BTHP: Tensor = _SSD.apply(*given)  # type: ignore[no-untyped-call]
     return y_BTHP.to(x_BTHP.dtype)
 
 
@@ -58,79 +59,140 @@ def flops(time: int, inner: int, rows: int, state: int) -> int:
     return sum(2 * span**2 * (rows + inner) for span in spans) + 2 * passed * inner * state
 
 
+class _Chunk(NamedTuple):
+    """Views of the inputs and of the products of decays."""
+
+    x: Tensor
+    """BQHP."""
+    dt: Tensor
+    """BQH1."""
+    B: Tensor
+    """BGQN, as C."""
+    C: Tensor
+    inside: Tensor
+    """BHQQ, see `Products`."""
+    before: Tensor
+    """BQH1."""
+    after: Tensor
+    """BQH1."""
+    across: Tensor
+    """The product over a whole chunk, BH."""
+
+    @classmethod
+    def of(cls, given: Sequence[Tensor], decays: Products, i: int, span: slice) -> _Chunk:
+        """Chunk i: inputs x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, D_H, products with X = B, I, H."""
+        x, dt, _, B, C, _ = given
+        size = span.stop - span.start
+        inside, before, after = (t[:, i, :, :size] for t in decays)
+        return cls(
+            x=x[:, span],
+            dt=dt[:, span, :, None],
+            B=B[:, span].transpose(1, 2),
+            C=C[:, span].transpose(1, 2),
+            inside=inside[..., :size],
+            before=before.mT[..., None],
+            after=after.mT[..., None],
+            across=decays.before[:, i, :, -1],
+        )
+
+    def leaves(self) -> Tensor:
+        """What each token adds to the state at the end, without its B: BGQV."""
+        return _grouped(self.x * (self.dt * self.after), self.B.shape[1])
+
+
 class _SSD(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Tensor) -> Tensor:
-        x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, D_H = given
+        x_BTHP, _, a_BTH, _, _, D_H = given
         y_BTHP = torch.empty(x_BTHP.shape, dtype=x_BTHP.dtype, device=x_BTHP.device)
         decays, levels = _products(a_BTH)
-        S_BGNV, starts, reads, groups = None, [], [], B_BTGN.shape[2]
+        state: Tensor | None = None
+        passed: list[tuple[Tensor, Tensor] | None] = []
         for i, span in enumerate(_chunks(x_BTHP.shape[1])):
-            x_BQHP, y_BQHP, dt_BQH1 = x_BTHP[:, span], y_BTHP[:, span], dt_BTH[:, span, :, None]
-            B_BGQN, C_BGQN = B_BTGN[:, span].transpose(1, 2), C_BTGN[:, span].transpose(1, 2)
-            inside_BHQQ, before_BQH1, after_BQH1, all_BH = _of_chunk(decays, i, span)
-            weight_BHQQ = _per_head(inside_BHQQ, C_BGQN @ B_BGQN.mT)
-            y_BHQP = weight_BHQQ @ _heads_first(x_BQHP, dt_BQH1)
-            torch.addcmul(y_BHQP.transpose(1, 2), x_BQHP, D_H[:, None], out=y_BQHP)
-            starts.append(S_BGNV)
-            reads.append(None if S_BGNV is None else _ungrouped(C_BGQN @ S_BGNV, x_BQHP))
-            if S_BGNV is not None:
-                y_BQHP.addcmul_(reads[i], before_BQH1)
+            c, y_BQHP = _Chunk.of(given, decays, i, span), y_BTHP[:, span]
+            weight_BHQQ = _per_head(c.inside, c.C @ c.B.mT)
+            y_BHQP = weight_BHQQ @ _heads_first(c.x, c.dt)
+            torch.addcmul(y_BHQP.transpose(1, 2), c.x, D_H[:, None], out=y_BQHP)
+            passed.append(None)
+            if state is not None:
+                read_BQHP = _ungrouped(c.C @ state, c.x)
+                y_BQHP.addcmul_(read_BQHP, c.before)
+                passed[i] = state, read_BQHP
             if span.stop < x_BTHP.shape[1]:
-                late_BGQV = _grouped(x_BQHP * (dt_BQH1 * after_BQH1), groups)
-                added_BGNV = B_BGQN.mT @ late_BGQV
-                if S_BGNV is not None:
-                    added_BGNV += _decayed(S_BGNV, all_BH)
-                S_BGNV = added_BGNV
+                added_BGNV = c.B.mT @ c.leaves()
+                state = added_BGNV if state is None else added_BGNV + _decayed(state, c.across)
         ctx.save_for_backward(*given)
-        ctx.decays, ctx.levels, ctx.starts, ctx.reads = decays, levels, starts, reads
+        ctx.decays, ctx.levels, ctx.passed = decays, levels, passed
         return y_BTHP
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy_BTHP: Tensor) -> tuple[Tensor, ...]:
-        x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, D_H = ctx.saved_tensors
-        groups = B_BTGN.shape[2]
-        dx_BTHP, ddt_BTH, dB_BTGN, dC_BTGN = (
-            torch.empty(t.shape, dtype=t.dtype, device=t.device)
-            for t in (x_BTHP, dt_BTH, B_BTGN, C_BTGN)
-        )
-        fill = torch.zeros_like if x_BTHP.shape[1] % _chunk(x_BTHP.shape[1]) else torch.empty_like
+        given = ctx.saved_tensors
+        x_BTHP, D_H = given[0], given[-1]
+        time = x_BTHP.shape[1]
+        grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in given[:-1]]
         dD_H = torch.zeros_like(D_H)
-        ddecays = Products(fill(ctx.decays[0]), *map(torch.zeros_like, ctx.decays[1:]))
-        dS_BGNV = None  # of the state at the end of the chunk
-        for i, span in reversed(list(enumerate(_chunks(x_BTHP.shape[1])))):
-            x_BQHP, dy_BQHP, dt_BQH1 = x_BTHP[:, span], dy_BTHP[:, span], dt_BTH[:, span, :, None]
-            B_BGQN, C_BGQN = B_BTGN[:, span].transpose(1, 2), C_BTGN[:, span].transpose(1, 2)
-            inside_BHQQ, before_BQH1, after_BQH1, all_BH = _of_chunk(ctx.decays, i, span)
-            dinside_BHQQ, dbefore_BQH1, dafter_BQH1, dall_BH = _of_chunk(ddecays, i, span)
-            S_BGNV, score_BGQQ = ctx.starts[i], C_BGQN @ B_BGQN.mT
-            dy_BHQP = dy_BQHP.transpose(1, 2).contiguous()
-            dweight_BHQQ = dy_BHQP @ _heads_first(x_BQHP, dt_BQH1).mT
-            du_BQHP = (_per_head(inside_BHQQ, score_BGQQ).mT @ dy_BHQP).transpose(1, 2)
-            _per_head(dweight_BHQQ, score_BGQQ, out=dinside_BHQQ)
-            dscore_BGQQ = dweight_BHQQ.mul_(inside_BHQQ).unflatten(1, (groups, -1)).sum(2)
-            dB_BGQN, dC_BGQN = dscore_BGQQ.mT @ C_BGQN, dscore_BGQQ @ B_BGQN
-            if dS_BGNV is not None:
-                late_BGQV = _grouped(x_BQHP * (dt_BQH1 * after_BQH1), groups)
-                dB_BGQN += late_BGQV @ dS_BGNV.mT
-                dlate_BQHP = _ungrouped(B_BGQN @ dS_BGNV, x_BQHP)
-                du_BQHP = torch.addcmul(du_BQHP, dlate_BQHP, after_BQH1)
-                dafter_BQH1.copy_(dlate_BQHP.mul_(x_BQHP).sum(-1, keepdim=True)).mul_(dt_BQH1)
-            if S_BGNV is not None:
-                dbefore_BQH1.copy_((dy_BQHP * ctx.reads[i]).sum(-1, keepdim=True))
-                dread_BGQV = _grouped(dy_BQHP * before_BQH1, groups)
-                dC_BGQN += dread_BGQV @ S_BGNV.mT
-                dstart_BGNV = C_BGQN.mT @ dread_BGQV
-                if dS_BGNV is not None:
-                    dall_BH += (dS_BGNV * S_BGNV).sum(2).unflatten(-1, (len(D_H) // groups, -1)).sum(-1).flatten(1)
-                    dstart_BGNV += _decayed(dS_BGNV, all_BH)
-                dS_BGNV = dstart_BGNV
-            torch.addcmul(du_BQHP * dt_BQH1, dy_BQHP, D_H[:, None], out=dx_BTHP[:, span])
-            torch.sum(du_BQHP * x_BQHP, -1, out=ddt_BTH[:, span])
-            dD_H += (dy_BQHP * x_BQHP).sum(-1).sum((0, 1))
-            dB_BTGN[:, span], dC_BTGN[:, span] = dB_BGQN.transpose(1, 2), dC_BGQN.transpose(1, 2)
-        return dx_BTHP, ddt_BTH, _products_grad(ctx.levels, ddecays, a_BTH.shape[1]), dB_BTGN, dC_BTGN, dD_H
+        fill = torch.zeros_like if time % _chunk(time) else torch.empty_like
+        ddecays = Products(fill(ctx.decays.inside), *map(torch.zeros_like, ctx.decays[1:]))
+        dstate: Tensor | None = None  # of the state at the end of the chunk
+        for i, span in reversed(list(enumerate(_chunks(time)))):
+            c, dy_BQHP = _Chunk.of(given, ctx.decays, i, span), dy_BTHP[:, span]
+            d = _Chunk.of((*grads, dD_H), ddecays, i, span)
+            du_BQHP = _grad_inside(c, d, dy_BQHP)
+            if dstate is not None:
+                d.B.add_(c.leaves() @ dstate.mT)
+                dlate_BQHP = _ungrouped(c.B @ dstate, c.x)
+                du_BQHP = torch.addcmul(du_BQHP, dlate_BQHP, c.after)
+                torch.mul(dlate_BQHP.mul_(c.x).sum(-1, keepdim=True), c.dt, out=d.after)
+            if ctx.passed[i] is not None:
+                dstate = _grad_read(c, d, dy_BQHP, ctx.passed[i], dstate)
+            torch.addcmul(du_BQHP * c.dt, dy_BQHP, D_H[:, None], out=d.x)
+            torch.sum(du_BQHP * c.x, -1, keepdim=True, out=d.dt)
+            dD_H += (dy_BQHP * c.x).sum(-1).sum((0, 1))
+        dx_BTHP, ddt_BTH, _, dB_BTGN, dC_BTGN = grads
+        da_BTH = _products_grad(ctx.levels, ddecays, time)
+        return dx_BTHP, ddt_BTH, da_BTH, dB_BTGN, dC_BTGN, dD_H
+
+
+def _grad_inside(c: _Chunk, d: _Chunk, dy_BQHP: Tensor) -> Tensor:
+    """Fill d.inside, d.B and d.C with what tokens of one chunk give each other.
+
+    Returns:
+        The gradient of dt x, BQHP.
+    """
+    groups, score_BGQQ = c.B.shape[1], c.C @ c.B.mT
+    dy_BHQP = dy_BQHP.transpose(1, 2).contiguous()
+    dweight_BHQQ = dy_BHQP @ _heads_first(c.x, c.dt).mT
+    _per_head(dweight_BHQQ, score_BGQQ, out=d.inside)
+    dscore_BGQQ = dweight_BHQQ.mul_(c.inside).unflatten(1, (groups, -1)).sum(2)
+    d.B.copy_(dscore_BGQQ.mT @ c.C)
+    d.C.copy_(dscore_BGQQ @ c.B)
+    return (_per_head(c.inside, score_BGQQ).mT @ dy_BHQP).transpose(1, 2)
+
+
+def _grad_read(
+    c: _Chunk,
+    d: _Chunk,
+    dy_BQHP: Tensor,
+    passed: tuple[Tensor, Tensor],
+    dend_BGNV: Tensor | None,
+) -> Tensor:
+    """Fill d.before and add to d.C and d.across what the state at the start of a chunk gives.
+
+    Returns:
+        The gradient of that state, BGNV.
+    """
+    S_BGNV, read_BQHP = passed
+    d.before.copy_((dy_BQHP * read_BQHP).sum(-1, keepdim=True))
+    dread_BGQV = _grouped(dy_BQHP * c.before, c.B.shape[1])
+    d.C.add_(dread_BGQV @ S_BGNV.mT)
+    dstart_BGNV = c.C.mT @ dread_BGQV
+    if dend_BGNV is not None:
+        dacross_BGV = (dend_BGNV * S_BGNV).sum(2)
+        d.across.add_(dacross_BGV.view(*d.across.shape, -1).sum(-1))
+        dstart_BGNV += _decayed(dend_BGNV, c.across)
+    return dstart_BGNV
 
 
 def _chunk(time: int) -> int:
@@ -190,10 +252,3 @@ def _products_grad(levels: Levels, grad: Products, time: int) -> Tensor:
     """The gradient of a_BTH."""
     da_XQ = products_grad(levels, Products(*(t.flatten(0, 2) for t in grad)))
     return da_XQ.view(grad[1].shape).transpose(2, 3).flatten(1, 2)[:, :time]
-
-
-def _of_chunk(p: Products, i: int, span: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inside_BHQQ, before_BQH1 and after_BQH1 of chunk i, and the product over all of it, BH."""
-    inside, before, after = (t[:, i] for t in p)
-    size = span.stop - span.start
-    return inside[:, :, :size, :size], before[:, :, :size].mT[..., None], after[:, :, :size].mT[..., None], before[:, :, -1]
