@@ -262,10 +262,10 @@ def gated_delta_rule(
     weight_BIHQQ = per_head(q_BIGQK @ k_BIGQK.mT, decay_BIHQQ)
     written_BIHQF = v_BIHQV * beta_BIHQ1
     if chunks == 1:
-        y_BIHQV = weight_BIHQQ @ _solve(overlap_BIHQQ, written_BIHQF)
+        y_BIHQV = weight_BIHQQ @ unit_solve(overlap_BIHQQ, written_BIHQF)
         return y_BIHQV.transpose(2, 3).flatten(1, 2)
     read_BIHQK = per_head(k_BIGQK, since_BIHQ1 * beta_BIHQ1)
-    solved_BIHQF = _solve(overlap_BIHQQ, torch.cat((written_BIHQF, read_BIHQK), -1))
+    solved_BIHQF = unit_solve(overlap_BIHQQ, torch.cat((written_BIHQF, read_BIHQK), -1))
     U_BIHQV, W_BIHQK = solved_BIHQF.split([V, K], -1)
     last_BIH1 = sum_BIHQ[..., -1:]
     kept_BIHQK = per_head(k_BIGQK, (last_BIH1 - sum_BIHQ).exp()[..., None])
@@ -307,14 +307,14 @@ class Borders(torch.autograd.Function):
         return grad_N @ S_BIHKV[:, :-1].mT, grad_N
 
 
-def _solve(below_BIHQQ: Tensor, x_BIHQF: Tensor) -> Tensor:
-    """(1 + the part of `below` under its diagonal)^-1 x.
+def unit_solve(below_QQ: Tensor, x_QF: Tensor) -> Tensor:
+    """(1 + the part of `below` under its diagonal)^-1 x, for any leading axes.
 
     By substitution: products of powers of `below` lose all digits where keys resemble each other.
     The transposed system is the one that needs no copy in column order.
     """
     return torch.linalg.solve_triangular(
-        below_BIHQQ.mT, x_BIHQF.mT, upper=True, left=False, unitriangular=True
+        below_QQ.mT, x_QF.mT, upper=True, left=False, unitriangular=True
     ).mT
 
 
