@@ -41,7 +41,10 @@ from archsearch.cost import Cost
 from archsearch.dims import choice, whole
 
 CHUNK = 32
-"""Longest chunk with a decay per channel, a power of two. It has no effect on values."""
+"""Longest chunk with a decay per channel, a power of two. It has no effect on values.
+
+On a CPU 16 is a tenth faster for heads of 16 keys and a third slower for heads of 128.
+"""
 TILE = 4
 """Longest tile: with no decay below `FORGOTTEN`, exponents in it are from -60 to 60."""
 FORGOTTEN = -30.0
@@ -239,12 +242,11 @@ def gated_linear_attention(
     """
     time = q_BTHK.shape[1]
     chunks, Q = _chunks(time)
+    given = [q_BTHK, k_BTHK, v_BTHV, log_a_BTHK]
+    if tail := chunks * Q - time:
+        given = [F.pad(x, (0, 0) * 2 + (0, tail)) for x in given]
     q_BIHQK, k_BIHQK, v_BIHQV, log_a_BIHQK = (
-        F.pad(x, (0, 0) * 2 + (0, chunks * Q - time))
-        .unflatten(1, (chunks, Q))
-        .transpose(2, 3)
-        .contiguous()
-        for x in (q_BTHK, k_BTHK, v_BTHV, log_a_BTHK)
+        x.unflatten(1, (chunks, Q)).transpose(2, 3).contiguous() for x in given
     )
     sum_BIHQK = log_a_BIHQK.clamp(min=FORGOTTEN).cumsum(-2)
     y_BIHQV = _within(q_BIHQK, k_BIHQK, v_BIHQV, sum_BIHQK)

@@ -262,14 +262,11 @@ def weighted_delta_rule(heads: Heads) -> Tensor:
     """
     time, K, V = heads.r.shape[1], heads.r.shape[-1], heads.v.shape[-1]
     chunks, Q = _chunks(time)
-    # padded with 0, which changes no state
-    chunked = Heads(
-        *(
-            F.pad(x, (0, 0) * 2 + (0, chunks * Q - time)).unflatten(1, (chunks, Q)).transpose(2, 3)
-            for x in heads
-        )
-    )
-    v_BIHQV, sum_BIHQK = chunked.v.contiguous(), chunked.log_w.cumsum(-2)
+    if tail := chunks * Q - time:
+        # with 0, which changes no state
+        heads = Heads(*(F.pad(x, (0, 0) * 2 + (0, tail)) for x in heads))
+    chunked = Heads(*(x.unflatten(1, (chunks, Q)).transpose(2, 3).contiguous() for x in heads))
+    v_BIHQV, sum_BIHQK = chunked.v, chunked.log_w.cumsum(-2)
     middle_BIH1K, last_BIH1K = sum_BIHQK[..., Q // 2, None, :], sum_BIHQK[..., -1:, :]
     reads_BIHPK, writes_BIHPK = _since(chunked, sum_BIHQK - middle_BIH1K)
     seen_QQ = sum_BIHQK.new_ones(Q, Q).tril()
