@@ -233,8 +233,7 @@ def gated_delta_rule(
     Returns:
         y_BTHV.
     """
-    time, key_heads, K = q_BTGK.shape[1:]
-    heads, V = v_BTHV.shape[2:]
+    (time, _, K), V = q_BTGK.shape[1:], v_BTHV.shape[-1]
     chunks, Q = _chunks(time)
     if tail := chunks * Q - time:
         # beta = 0 and log a = 0: what is padded changes no state
@@ -246,37 +245,39 @@ def gated_delta_rule(
         x.unflatten(1, (chunks, Q)).transpose(2, 3).contiguous()
         for x in (q_BTGK, k_BTGK, v_BTHV, log_a_BTH, beta_BTH)
     )
-
-    def per_head(x_BIGQ: Tensor, factor_BIHQ: Tensor) -> Tensor:
-        if key_heads == heads:
-            return x_BIGQ * factor_BIHQ
-        grouped = factor_BIHQ.unflatten(2, (key_heads, -1))
-        return (x_BIGQ[:, :, :, None] * grouped).flatten(2, 3)
-
     sum_BIHQ = log_a_BIHQ.clamp(min=FORGOTTEN).cumsum(-1)
     future_QQ = sum_BIHQ.new_full((Q, Q), -math.inf).triu(1)
     decay_BIHQQ = (sum_BIHQ[..., None] + (-sum_BIHQ)[..., None, :]).add_(future_QQ).exp_()
     since_BIHQ1, beta_BIHQ1 = sum_BIHQ.exp()[..., None], beta_BIHQ[..., None]
     # the solver reads the part below the diagonal alone
-    overlap_BIHQQ = per_head(k_BIGQK @ k_BIGQK.mT, decay_BIHQQ * beta_BIHQ1)
-    weight_BIHQQ = per_head(q_BIGQK @ k_BIGQK.mT, decay_BIHQQ)
+    overlap_BIHQQ = _per_head(k_BIGQK @ k_BIGQK.mT, decay_BIHQQ * beta_BIHQ1)
+    weight_BIHQQ = _per_head(q_BIGQK @ k_BIGQK.mT, decay_BIHQQ)
     written_BIHQF = v_BIHQV * beta_BIHQ1
     if chunks == 1:
         y_BIHQV = weight_BIHQQ @ unit_solve(overlap_BIHQQ, written_BIHQF)
         return y_BIHQV.transpose(2, 3).flatten(1, 2)
-    read_BIHQK = per_head(k_BIGQK, since_BIHQ1 * beta_BIHQ1)
+    read_BIHQK = _per_head(k_BIGQK, since_BIHQ1 * beta_BIHQ1)
     solved_BIHQF = unit_solve(overlap_BIHQQ, torch.cat((written_BIHQF, read_BIHQK), -1))
     U_BIHQV, W_BIHQK = solved_BIHQF.split([V, K], -1)
     last_BIH1 = sum_BIHQ[..., -1:]
-    kept_BIHQK = per_head(k_BIGQK, (last_BIH1 - sum_BIHQ).exp()[..., None])
+    kept_BIHQK = _per_head(k_BIGQK, (last_BIH1 - sum_BIHQ).exp()[..., None])
     N_BIHKV, lost_BIHKK = (kept_BIHQK.mT @ solved_BIHQF).split([V, K], -1)
     M_BIHKK = torch.diag_embed(last_BIH1.exp().expand(-1, -1, -1, K)) - lost_BIHKK
     borders: Callable[[Tensor, Tensor], Tensor] = Borders.apply
     starts_BIHKV = borders(M_BIHKK[:, :-1], N_BIHKV[:, :-1])
-    reads_BIHFK = torch.cat((per_head(q_BIGQK, since_BIHQ1), W_BIHQK), -2)
+    reads_BIHFK = torch.cat((_per_head(q_BIGQK, since_BIHQ1), W_BIHQK), -2)
     carried_BIHQV, known_BIHQV = (reads_BIHFK @ starts_BIHKV).split(Q, -2)
     y_BIHQV = carried_BIHQV + weight_BIHQQ @ (U_BIHQV - known_BIHQV)
     return y_BIHQV.transpose(2, 3).flatten(1, 2)[:, :time]
+
+
+def _per_head(x_BIGQ: Tensor, factor_BIHQ: Tensor) -> Tensor:
+    """x of key heads times a factor of value heads; both have one more axis."""
+    key_heads = x_BIGQ.shape[2]
+    if key_heads == factor_BIHQ.shape[2]:
+        return x_BIGQ * factor_BIHQ
+    grouped = factor_BIHQ.unflatten(2, (key_heads, -1))
+    return (x_BIGQ[:, :, :, None] * grouped).flatten(2, 3)
 
 
 class ConvSilu(torch.autograd.Function):

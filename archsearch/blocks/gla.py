@@ -1,7 +1,7 @@
 """Gated linear attention, and linear attention with one decay per head, a fixed one or none.
 
 Yang et al. 2023, arXiv 2312.06635, eq. 3 and section 4.4; without decay Katharopoulos et al. 2020,
-arXiv 2006.16236; fixed decays: RetNet, Sun et al. 2023, arXiv 2307.08621, section 3.1.
+arXiv 2006.16236; fixed decays: RetNet, Sun et al. 2023, arXiv 2307.08621.
 
     q | k | v | z = W_in x;   q, k <- phi(q), phi(k)
     S_t = diag(a_t) S_(t-1) + k_t v_t^T,   y_t = S_t^T q_t / sqrt(K)

@@ -1,6 +1,6 @@
 """RWKV-7 time mixing: a delta rule with a decay and a rate of rewriting per channel.
 
-Peng et al. 2025, arXiv 2503.14456, section 4.1, eq. 3 to 20.
+Peng et al. 2025, arXiv 2503.14456, section 4.
 
     x_i = x_t + mu_i (x_(t-1) - x_t)   for each of r, w, k, v, a, g, with x_(-1) = 0
     r, k, v = W_r x_r, W_k x_k, W_v x_v
@@ -10,10 +10,12 @@ Peng et al. 2025, arXiv 2503.14456, section 4.1, eq. 3 to 20.
     S_t = (diag(w_t) - (kap_t * eta_t) kap_t^T) S_(t-1) + k_t v_t^T
     y_t = GroupNorm(S_t^T r_t) + (r_t . (r_k * k_t)) v_t,   o = W_o (g * y)
 
-What is removed is read from the state before it decays. Two things differ from the published
-layer. It mixes v with the v of the first layer of the model; a block sees no other layer, so that
-is left out. W_o starts as other matrices do, not at 0. The other starts are those of its first
-layer; the B start random and the A at 0.
+What is removed is read from the state before it decays. The norm has 1e-5 K in its root.
+
+Two things differ from the published layer. That mixes v with the v of the first layer of the
+model; a block sees no other layer, so it is left out. The starts are those of its first layer, but
+for W_o, which starts as other matrices do and not at 0, and for the B, which are uniform where it
+has orthogonal ones. The A start at 0 in both.
 
 `forward` cuts the sequence into chunks. All removals in a chunk that starts at state S are
 U + W S, where U and W solve one unit triangular system. Since w > 0.54, a decay between two tokens

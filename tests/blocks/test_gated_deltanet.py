@@ -105,7 +105,7 @@ def test_the_last_value_written_under_a_key_is_the_one_that_is_recalled():
 
 
 def test_strength_2_reflects_so_that_a_bit_can_be_flipped():
-    """With negative eigenvalues the state computes parity, 2411.12537 section 4."""
+    """With negative eigenvalues the state computes parity, 2411.12537."""
     bits = random(1, 200, 1) > 0
     key = torch.ones(1, 201, 1, 1).double()
     v = torch.cat((torch.ones(1, 1, 1, 1), torch.zeros(1, 200, 1, 1)), 1).double()
