@@ -272,7 +272,7 @@ def gated_delta_rule(
 
 
 def _per_head(x_BIGQ: Tensor, factor_BIHQ: Tensor) -> Tensor:
-    """x of key heads times a factor of value heads; both have one more axis."""
+    """Multiply x of key heads by a factor of value heads; both have one more axis."""
     key_heads = x_BIGQ.shape[2]
     if key_heads == factor_BIHQ.shape[2]:
         return x_BIGQ * factor_BIHQ
