@@ -3,7 +3,9 @@
 Yang et al. 2023, arXiv 2312.06635, eq. 3 and section 4.4; without decay Katharopoulos et al. 2020,
 arXiv 2006.16236; fixed decays: RetNet, Sun et al. 2023, arXiv 2307.08621.
 
-    q | k | v | z = W_in x;   q, k <- phi(q), phi(k)
+    q | k | v | z = W_in x
+    q, k, v <- silu(causal depthwise convolution of each channel)   where `conv` is not none
+    q, k <- phi(q), phi(k)
     S_t = diag(a_t) S_(t-1) + k_t v_t^T,   y_t = S_t^T q_t / sqrt(K)
     o = W_out (norm * RMSNorm(y) * silu(z))
 
@@ -28,6 +30,7 @@ chunk, N tiles, P time in a tile.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +38,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, fan_in, ones, require, zeros
+from archsearch.blocks.gated_deltanet import ConvSilu
 from archsearch.blocks.mamba2 import CHUNK as SCAN_CHUNK
-from archsearch.blocks.mamba2 import ssd
+from archsearch.blocks.mamba2 import draw_conv, ssd
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
 
@@ -71,6 +75,8 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
         """What the state decays by: a number per key channel or head, a constant, nothing."""
         rank: int = whole(1, 256, default=16, when=("decay", "channel"))
         """Rank of the map from the input to the decays."""
+        conv: int | None = whole(2, 16, default=None, optional=True)
+        """Length of a causal convolution of queries, keys and values; none is as published."""
         feature: str = choice("none", "elu", "relu", default="none")
         """Feature map of queries and keys: none, 1 + elu, relu."""
         gate: bool = choice(True, False, default=True)
@@ -78,6 +84,7 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
 
     roles = {
         "in_proj.weight": Role.hidden("inner", "model"),
+        "conv1d.weight": Role.vector("inner", None, None, init=draw_conv),
         "low.weight": Role.hidden(None, "model"),
         "channel_decay.weight": Role.embedding("inner", None, init=fan_in),
         "channel_decay.bias": Role.vector("inner", init=zeros),
@@ -91,8 +98,11 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
         super().__init__()
         self.config = config
         self.heads, keys, inner = _sizes(width, config)
-        self.rows = [keys, keys, inner, inner * config.gate]
-        self.in_proj = nn.Linear(width, sum(self.rows), bias=False)
+        self.rows = [keys, keys, inner]
+        channels = sum(self.rows)
+        self.in_proj = nn.Linear(width, channels + inner * config.gate, bias=False)
+        if config.conv:
+            self.conv1d = nn.Conv1d(channels, channels, config.conv, groups=channels, bias=False)
         if config.decay == "channel":
             self.low = nn.Linear(width, config.rank, bias=False)
             self.channel_decay = nn.Linear(config.rank, keys)
@@ -102,7 +112,11 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
         self.out_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
-        q_BTHK, k_BTHK, v_BTHV, z_BTE = self._project(x_BTD)
+        qkv_BTC, z_BTE = self.in_proj(x_BTD).tensor_split([sum(self.rows)], -1)
+        if self.config.conv:
+            conv_silu: Callable[[Tensor, Tensor], Tensor] = ConvSilu.apply
+            qkv_BTC = conv_silu(qkv_BTC, self.conv1d.weight)
+        q_BTHK, k_BTHK, v_BTHV = self._heads(qkv_BTC)
         log_a = self._log_decay(x_BTD)
         if self.config.decay == "channel":
             y_BTHV = gated_linear_attention(q_BTHK, k_BTHK, v_BTHV, log_a)
@@ -112,28 +126,36 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
         return self._out(y_BTHV, z_BTE)
 
     def init_state(self, batch: int, context: int) -> State:
-        weight, (keys, _, inner, _) = self.out_proj.weight, self.rows
+        weight, (keys, _, inner) = self.out_proj.weight, self.rows
         shape = batch, self.heads, keys // self.heads, inner // self.heads
         exact = torch.promote_types(weight.dtype, torch.float32)
-        return {"memory": weight.new_zeros(shape, dtype=exact)}
+        state = {"memory": weight.new_zeros(shape, dtype=exact)}
+        if self.config.conv:
+            state["conv"] = weight.new_zeros(batch, sum(self.rows), self.config.conv - 1)
+        return state
 
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
-        q_BHK, k_BHK, v_BHV, z_BE = self._project(x_BD)
+        qkv_BC, z_BE = self.in_proj(x_BD).tensor_split([sum(self.rows)], -1)
+        after = {}
+        if self.config.conv:
+            seen_BCJ = torch.cat((state["conv"], qkv_BC[..., None]), -1)
+            qkv_BC, after["conv"] = F.silu(self.conv1d(seen_BCJ)[..., 0]), seen_BCJ[..., 1:]
+        q_BHK, k_BHK, v_BHV = self._heads(qkv_BC)
         added_BHKV = k_BHK[..., None] * v_BHV[:, :, None]
         a_BHK1 = self._log_decay(x_BD).exp()[..., None]
-        S_BHKV = torch.addcmul(added_BHKV, state["memory"], a_BHK1)
-        return self._out((q_BHK[:, :, None] @ S_BHKV)[:, :, 0], z_BE), {"memory": S_BHKV}
+        after["memory"] = S_BHKV = torch.addcmul(added_BHKV, state["memory"], a_BHK1)
+        return self._out((q_BHK[:, :, None] @ S_BHKV)[:, :, 0], z_BE), after
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries (scaled), keys and values by head, in at least fp32, and the gate."""
-        q, k, v, z = self.in_proj(x).split(self.rows, -1)
-        exact = torch.promote_types(x.dtype, torch.float32)
-        q, k, v = (u.to(exact).unflatten(-1, (self.heads, -1)) for u in (q, k, v))
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (scaled), keys and values by head, in at least fp32."""
+        exact = torch.promote_types(qkv.dtype, torch.float32)
+        each = qkv.to(exact).split(self.rows, -1)
+        q, k, v = (u.unflatten(-1, (self.heads, -1)) for u in each)
         if self.config.feature == "elu":
             q, k = F.elu(q) + 1, F.elu(k) + 1
         elif self.config.feature == "relu":
             q, k = F.relu(q), F.relu(k)
-        return q * q.shape[-1] ** -0.5, k, v, z
+        return q * q.shape[-1] ** -0.5, k, v
 
     def _log_decay(self, x: Tensor) -> Tensor:
         """Log decay of each key channel, or with a last axis of 1 of each head."""
@@ -160,8 +182,9 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         config, H, (batch, time, _) = self.config, self.heads, x_BTD.shape
-        keys, _, inner, _ = self.rows
+        keys, _, inner = self.rows
         u_BTF, (K, V) = x_BTD @ self.in_proj.weight.T, (keys // H, inner // H)
+        C, J = 2 * keys + inner, config.conv
 
         def sigmoid(x: Tensor) -> Tensor:
             return 1 / (1 + torch.exp(-x))
@@ -185,15 +208,20 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
 
         S, outputs = {h: x_BTD.new_zeros(batch, K, V) for h in range(H)}, []
         for t in range(time):
-            mixed = []
+            c_BC, mixed = u_BTF[:, t, :C], []
+            if J:
+                weight_CJ, lags = self.conv1d.weight[:, 0], range(min(J, t + 1))
+                taps = [weight_CJ[:, J - 1 - i] * u_BTF[:, t - i, :C] for i in lags]
+                c_BC = torch.stack(taps).sum(0)
+                c_BC = c_BC * sigmoid(c_BC)
             for h in range(H):
-                q_BK, k_BK = (phi(u_BTF[:, t, at + h * K : at + (h + 1) * K]) for at in (0, keys))
-                v_BV = u_BTF[:, t, 2 * keys + h * V : 2 * keys + (h + 1) * V]
+                q_BK, k_BK = (phi(c_BC[:, at + h * K : at + (h + 1) * K]) for at in (0, keys))
+                v_BV = c_BC[:, 2 * keys + h * V : 2 * keys + (h + 1) * V]
                 S[h] = decay(x_BTD[:, t], h) * S[h] + k_BK[:, :, None] * v_BV[:, None]
                 y_BV = (q_BK[:, :, None] * S[h]).sum(1) / K**0.5
                 y_BV = y_BV / ((y_BV**2).mean(1, keepdim=True) + NORM_EPS).sqrt()
                 if config.gate:
-                    z_BV = u_BTF[:, t, 2 * keys + inner + h * V :][:, :V]
+                    z_BV = u_BTF[:, t, C + h * V : C + (h + 1) * V]
                     y_BV = y_BV * z_BV * sigmoid(z_BV)
                 mixed.append(y_BV * self.norm.weight)
             outputs.append(torch.cat(mixed, 1) @ self.out_proj.weight.T)
@@ -214,12 +242,13 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
             pairs = Q = math.ceil(seq_len / chunks)
         borders = 4 * inner * keys // H * (chunks - 1) / chunks
         scan = (2 * pairs * (keys + inner) + borders) * chunks * Q / seq_len
-        params = matrices + biases + inner // H
+        channels, lag = 2 * keys + inner, config.conv or 1
+        params = matrices + biases + inner // H + (channels * lag if config.conv else 0)
         return Cost(
             params=params,
             active_params=params,
             flops=2 * matrices + scan,
-            state_bytes=4 * keys * inner // H,
+            state_bytes=4 * (keys * inner // H + (lag - 1) * channels),
         )
 
     @staticmethod

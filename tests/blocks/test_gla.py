@@ -144,3 +144,32 @@ def test_scan_is_that_of_fla():
     torch.testing.assert_close(
         gated_linear_attention(q * 8**-0.5, k, v, log_a), want, rtol=1e-4, atol=1e-5
     )
+
+
+def test_memory_stays_in_fp32_and_convolutions_are_remembered_only_where_there_are_any():
+    x_BD = torch.ones(3, 32).bfloat16()
+    for conv, names in ((None, {"memory"}), (2, {"memory", "conv"}), (5, {"memory", "conv"})):
+        block = case(conv=conv).build().bfloat16()
+        state = block.init_state(3, 100)
+        assert state.keys() == names
+        assert state["memory"].shape == (3, 1, 16, 32)
+        assert state["memory"].dtype == torch.float32
+        if conv:
+            assert state["conv"].shape == (3, 2 * 16 + 32, conv - 1)
+        _, after = block.step(x_BD, state, Ctx(x_BD))
+        assert {n: s.dtype for n, s in after.items()} == {n: s.dtype for n, s in state.items()}
+
+
+def test_a_convolution_of_the_token_alone_is_no_more_than_silu():
+    plain, block = (case(conv=conv).build(torch.float64, drawn=True) for conv in (None, 3))
+    block.load_state_dict(block.state_dict() | plain.state_dict())
+    with torch.no_grad():
+        block.conv1d.weight.zero_()
+        block.conv1d.weight[..., -1] = 1.0
+    x_BTD = random(2, 40, 32)
+    q, k, v = F.silu(plain.in_proj(x_BTD)[..., :64]).split([16, 16, 32], -1)
+    log_a = F.logsigmoid(plain.channel_decay(plain.low(x_BTD))) / 16
+    y = gated_linear_attention(*(u[:, :, None] for u in (q / 4, k, v, log_a)))
+    y = F.rms_norm(y, (32,), plain.norm.weight, 1e-5).flatten(-2)
+    want = plain.out_proj(y * F.silu(plain.in_proj(x_BTD)[..., 64:]))
+    torch.testing.assert_close(block(x_BTD, Ctx(x_BTD)), want)
