@@ -122,7 +122,8 @@ class Mamba1(Block, name="mamba1", kind="mixer", paper="2312.00752"):
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
         x_BE, z_BE = self.in_proj(x_BD).chunk(2, -1)
         seen_BEK = torch.cat((state["conv"], x_BE[..., None]), -1)
-        x_BE = F.silu((seen_BEK * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias)
+        conv_EK, bias_E = self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias")
+        x_BE = F.silu((seen_BEK * conv_EK).sum(-1) + bias_E)
         dt_BE, B_BN, C_BN = self._selected(x_BE)
         a_BEN = torch.exp(dt_BE[..., None] * -self.A_log.exp())
         h_BEN = torch.addcmul((dt_BE * x_BE)[..., None] * B_BN[:, None], a_BEN, state["ssm"])
