@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from archsearch.block import Ctx
-from archsearch.blocks.hydra import Hydra
+from archsearch.blocks._hydra import Hydra
 from archsearch.catalogue import block_names
 from archsearch.testing import blocks as laws
 from archsearch.testing.blocks import BLOCK_LAWS, Case, cases
