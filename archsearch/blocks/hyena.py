@@ -52,7 +52,10 @@ class ImplicitFilter(nn.Module):
         return [(self.get_parameter(f"{n}.weight"), self.get_parameter(f"{n}.bias")) for n in names]
 
     def forward(self, time: int) -> Tensor:
-        """h_TD at lags 0 to time - 1, in float32 or finer: a sine can enlarge an error."""
+        """h_TD at lags 0 to time - 1, in float32 or finer.
+
+        Made in float64: each sine enlarges a rounding error up to `frequency` times.
+        """
         weight_DM = self.out.weight
         wide = torch.promote_types(weight_DM.dtype, torch.float32)
         f64, device = torch.float64, weight_DM.device
@@ -60,11 +63,11 @@ class ImplicitFilter(nn.Module):
         highest = max(self.bands - 1, LOWEST)
         bands_P = torch.linspace(LOWEST, highest, self.bands, dtype=f64, device=device)
         angle_TP = 2 * math.pi * lag_T1 * bands_P
-        h = torch.cat((lag_T1, angle_TP.cos(), -angle_TP.sin()), 1).to(wide)
+        h = torch.cat((lag_T1, angle_TP.cos(), -angle_TP.sin()), 1)
         for weight, bias in self.sine_layers():
-            h = torch.sin(self.frequency * F.linear(h, weight.to(wide), bias.to(wide)))
+            h = torch.sin(self.frequency * F.linear(h, weight.to(f64), bias.to(f64)))
         slopes_D = torch.linspace(*SLOPES, len(weight_DM), dtype=f64, device=device)
-        return F.linear(h, weight_DM.to(wide)) * torch.exp(-lag_T1 * slopes_D).to(wide)
+        return (F.linear(h, weight_DM.to(f64)) * torch.exp(-lag_T1 * slopes_D)).to(wide)
 
 
 class Hyena(Block, name="hyena", kind="mixer", paper="2302.10866"):
@@ -76,9 +79,9 @@ class Hyena(Block, name="hyena", kind="mixer", paper="2302.10866"):
 
         filter_width: int = whole(1, 1024, default=64)
         """Width of the network that makes the filter."""
-        filter_depth: int = whole(0, 8, default=2)
+        filter_depth: int = whole(0, 4, default=2)
         """Its matrices from filter_width to filter_width."""
-        frequency: float = real(0.1, 100.0, default=1.0, log=True)
+        frequency: float = real(0.1, 10.0, default=1.0, log=True)
         """Of its sine activations: how fast a filter may change from lag to lag."""
         bands: int = whole(1, 64, default=1)
         """Pairs of cosine and sine that tell it the lag."""
