@@ -39,10 +39,10 @@ from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, fan_in, ones, require, zeros
 from archsearch.blocks.gated_deltanet import ConvSilu
-from archsearch.blocks.mamba2 import CHUNK as SCAN_CHUNK
-from archsearch.blocks.mamba2 import draw_conv, ssd
+from archsearch.blocks.mamba2 import draw_conv
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
+from archsearch.kernels.ssd import flops, ssd
 
 CHUNK = 32
 """Longest chunk with a decay per channel, a power of two. It has no effect on values.
@@ -122,7 +122,8 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
             y_BTHV = gated_linear_attention(q_BTHK, k_BTHK, v_BTHV, log_a)
         else:
             log_a_BTH = log_a[..., 0].expand(v_BTHV.shape[:-1])
-            y_BTHV = ssd(v_BTHV, torch.ones_like(log_a_BTH), log_a_BTH, k_BTHK, q_BTHK)
+            one_BTH, no_H = torch.ones_like(log_a_BTH), log_a_BTH.new_zeros(self.heads)
+            y_BTHV = ssd(v_BTHV, one_BTH, log_a_BTH.exp(), k_BTHK, q_BTHK, no_H)
         return self._out(y_BTHV, z_BTE)
 
     def init_state(self, batch: int, context: int) -> State:
@@ -235,13 +236,12 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
             matrices, biases = matrices + config.rank * (width + keys), keys
             chunks, Q = _chunks(seq_len)
             pairs = (Q + min(Q, TILE)) / 2
+            borders = 4 * inner * keys // H * (chunks - 1) / chunks
+            scan = (2 * pairs * (keys + inner) + borders) * chunks * Q / seq_len
         else:
             if config.decay == "head":
                 matrices, biases = matrices + H * width, H
-            chunks = math.ceil(seq_len / SCAN_CHUNK)
-            pairs = Q = math.ceil(seq_len / chunks)
-        borders = 4 * inner * keys // H * (chunks - 1) / chunks
-        scan = (2 * pairs * (keys + inner) + borders) * chunks * Q / seq_len
+            scan = flops(seq_len, inner, keys, keys // H) / seq_len
         channels, lag = 2 * keys + inner, config.conv or 1
         params = matrices + biases + inner // H + (channels * lag if config.conv else 0)
         return Cost(
