@@ -61,7 +61,7 @@ class Gene:
 
     @classmethod
     def of(
-        cls, block: str, share: str | None = None, inner: Sequence[Gene] = (), **params: Value
+        cls, block: str, share: str | None = None, of: Sequence[Gene] = (), **params: Value
     ) -> Gene:
         """A gene in canonical form, its parameters checked and completed.
 
@@ -70,9 +70,9 @@ class Gene:
                 must not hold others.
         """
         info = block_info(block)
-        if inner and info.wraps is None:
+        if of and info.wraps is None:
             raise SpaceError(f"block '{block}' holds no other blocks")
-        return cls(block, info.fill(params), share, tuple(inner))
+        return cls(block, info.fill(params), share, tuple(of))
 
     @property
     def changed(self) -> dict[str, Value]:
