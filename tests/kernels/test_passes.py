@@ -1,10 +1,11 @@
-"""The convolution and the gated norm against their references, on both sides of a piece's size."""
+"""Hand-written gradients against autograd: convolution, gated norm, gated feed-forward."""
 
 import pytest
 import torch
 
 from archsearch.kernels import blocking
 from archsearch.kernels.conv_silu import conv_silu, conv_silu_ref
+from archsearch.kernels.gated_ffn import ACT, gated_ffn
 from archsearch.kernels.gated_norm import gated_norm, gated_norm_ref
 
 
@@ -43,4 +44,13 @@ def test_gated_norm_equals_its_steps(monkeypatch, cached, groups):
         lambda *given: (gated_norm(*given, groups),),
         lambda *given: (gated_norm_ref(*given, groups),),
         normal(3, 7, 16), normal(3, 7, 16) + 1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("act", ACT)
+def test_gated_feed_forward_equals_autograd(act):
+    assert_same(
+        lambda *given: (gated_ffn(*given, act),),
+        lambda x, gate, up, down: ((ACT[act](x @ gate.T) * (x @ up.T)) @ down.T,),
+        normal(2, 5, 6), normal(9, 6), normal(9, 6) + 1, normal(6, 9),
     )  # fmt: skip
