@@ -82,6 +82,17 @@ def products(weights: list[Tensor], time: int) -> Pass:
     return lambda: [run() for run in passes]
 
 
+def attention_floor(block: Block, time: int) -> Sides:
+    """Projections, scores and reads; half the keys, since a token sees only those before it."""
+    matrices, K = products([block.qkv.weight, block.out.weight], time), block.head_width
+    q_NTK = drawn(BATCH * block.heads, time, K)
+    k_NSK, v_NSK = (drawn(BATCH * block.heads, time // 2, K) for _ in range(2))
+    score_NTS = drawn(BATCH * block.heads, time, time // 2)
+    scores = backward(lambda: q_NTK @ k_NSK.mT, [q_NTK, k_NSK])
+    reads = backward(lambda: score_NTS @ v_NSK, [score_NTS, v_NSK])
+    return ours(block, time), lambda: [run() for run in (matrices, scores, reads)]
+
+
 def kan_floor(block: Block, time: int) -> Sides:
     """The products of its two layers, with the functions of every input given."""
     return ours(block, time), products([block.up.weight, block.down.weight], time)
