@@ -7,6 +7,7 @@ from archsearch.kernels import blocking
 from archsearch.kernels.conv_silu import conv_silu, conv_silu_ref
 from archsearch.kernels.gated_ffn import ACT, gated_ffn
 from archsearch.kernels.gated_norm import gated_norm, gated_norm_ref
+from archsearch.kernels.rms_norm import RMSNorm
 
 
 def normal(*shape):
@@ -53,4 +54,15 @@ def test_gated_feed_forward_equals_autograd(act):
         lambda *given: (gated_ffn(*given, act),),
         lambda x, gate, up, down: ((ACT[act](x @ gate.T) * (x @ up.T)) @ down.T,),
         normal(2, 5, 6), normal(9, 6), normal(9, 6) + 1, normal(6, 9),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cached", [1, 50, 10**6])
+def test_rms_norm_equals_torchs(monkeypatch, cached):
+    monkeypatch.setattr(blocking, "CACHED", cached)
+    ours, torchs = RMSNorm(16, eps=1e-5), torch.nn.RMSNorm(16, eps=1e-5)
+    assert_same(
+        lambda x, gain: (torch.func.functional_call(ours, {"weight": gain}, (x,)),),
+        lambda x, gain: (torch.func.functional_call(torchs, {"weight": gain}, (x,)),),
+        normal(3, 7, 16), normal(16),
     )  # fmt: skip
