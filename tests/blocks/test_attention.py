@@ -7,6 +7,7 @@ from archsearch.block import Ctx
 from archsearch.blocks.attention import Attention, attend
 from archsearch.errors import BlockError
 from archsearch.testing.blocks import Case
+from tests.blocks.parity import distance, with_gradients
 
 DOUBLE = torch.float64
 
@@ -30,13 +31,6 @@ def decoded(block, x_BTD, context, start=0):
 
 def close(got, want):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
-
-
-def with_gradients(y_BTD, leaves):
-    """The output, and the gradients of a random projection of it, by name."""
-    weight_BTD = torch.randn(y_BTD.shape, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
-    grads = torch.autograd.grad((y_BTD * weight_BTD).sum(), list(leaves.values()))
-    return {"output": y_BTD.detach(), **dict(zip(leaves, grads, strict=True))}
 
 
 def of_transformers(name, block, x_BTD, scale=1.0, **given):
@@ -71,14 +65,13 @@ def of_transformers(name, block, x_BTD, scale=1.0, **given):
     return found | {"out.weight": found.pop("o_proj.weight")}
 
 
-def distance(block, name, time=40, **given):
-    """From transformers to `block`: the largest error of output and gradients, each of its norm."""
+def off(block, name, time=40, **given):
+    """How far `block` is from a model of transformers, see `distance`."""
     x_BTD = tokens(time).requires_grad_()
     want = of_transformers(name, block, x_BTD, **given)
     y_BTD = block(x_BTD, Ctx(x_BTD))
     got = with_gradients(y_BTD, {"x": x_BTD, **dict(block.named_parameters())})
-    assert got.keys() == want.keys()
-    return max(float((got[n] - want[n]).norm() / want[n].norm()) for n in want)
+    return distance(got, want)
 
 
 # 64 and 128 are the smallest tile and the length from which the sequence is cut into tiles
@@ -216,12 +209,12 @@ PUBLISHED = {
 def test_equals_the_attention_of_transformers(model, kv_heads):
     name, ours, theirs = PUBLISHED[model]
     block = built(heads=4, kv_heads=kv_heads, **ours)
-    assert distance(block, name, **theirs) < 1e-6
+    assert off(block, name, **theirs) < 1e-6
 
 
 def test_a_window_that_is_cut_into_tiles_equals_that_of_transformers():
     _, ours, theirs = PUBLISHED["mistral"]
-    assert distance(built(**ours), "mistral", time=150, **theirs) < 1e-6
+    assert off(built(**ours), "mistral", time=150, **theirs) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -237,10 +230,10 @@ def test_a_window_that_is_cut_into_tiles_equals_that_of_transformers():
 )
 def test_another_attention_is_noticed(model, changed):
     name, _, theirs = PUBLISHED[model]
-    assert distance(built(heads=4, kv_heads=2, **changed), name, **theirs) > 1e-4
+    assert off(built(heads=4, kv_heads=2, **changed), name, **theirs) > 1e-4
 
 
 def test_another_scale_is_noticed():
     theta = rope_parameters(1e4)
-    assert distance(built(), "llama", rope_parameters=theta) < 1e-6
-    assert distance(built(), "llama", rope_parameters=theta, scale=1.01) > 1e-4
+    assert off(built(), "llama", rope_parameters=theta) < 1e-6
+    assert off(built(), "llama", rope_parameters=theta, scale=1.01) > 1e-4
