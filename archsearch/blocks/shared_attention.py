@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, ones, require, zeros
-from archsearch.blocks.attention import attend, recall, rope
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
+from archsearch.kernels.rope import rope
+from archsearch.kernels.softmax_attention import attend, recall
 from archsearch.kernels.rms_norm import RMSNorm
 
 

@@ -35,6 +35,11 @@ def test_convolution_equals_torchs(monkeypatch, cached, time, kernel):
         lambda *given: conv_silu_ref(*given, sizes),
         x, filters, bias,
     )  # fmt: skip
+    assert_same(
+        lambda *given: conv_silu(*given, None, sizes),
+        lambda *given: conv_silu_ref(*given, None, sizes),
+        x, filters,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("cached", [1, 150, 10**6])
