@@ -28,9 +28,9 @@ from torch.nn import functional as F
 from archsearch.block import Block, Ctx, Role, State, divisors, ones, require, zeros
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
+from archsearch.kernels.rms_norm import RMSNorm
 from archsearch.kernels.rope import rope
 from archsearch.kernels.softmax_attention import attend, recall
-from archsearch.kernels.rms_norm import RMSNorm
 
 
 class LoRA(nn.Module):
