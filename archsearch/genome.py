@@ -61,7 +61,7 @@ class Gene:
 
     @classmethod
     def of(
-        cls, block: str, share: str | None = None, inner: Sequence[Gene] = (), **params: Value
+        cls, block: str, share: str | None = None, of: Sequence[Gene] = (), **params: Value
     ) -> Gene:
         """A gene in canonical form, its parameters checked and completed.
 
@@ -70,9 +70,9 @@ class Gene:
                 must not hold others.
         """
         info = block_info(block)
-        if inner and info.wraps is None:
+        if of and info.wraps is None:
             raise SpaceError(f"block '{block}' holds no other blocks")
-        return cls(block, info.fill(params), share, tuple(inner))
+        return cls(block, info.fill(params), share, tuple(of))
 
     @property
     def changed(self) -> dict[str, Value]:
@@ -140,6 +140,11 @@ class Genome:
         return tuple(gene for gene in nested(self.genes) if not gene.inner)
 
     @property
+    def bidirectional(self) -> bool:
+        """Whether some block looks ahead always, so that the model cannot decode."""
+        return any(block_info(gene.block).bidirectional for gene in nested(self.genes))
+
+    @property
     def frame(self) -> dict[str, Value]:
         """What stands around the stack, by name."""
         return {name: getattr(self, name) for name in FRAME}
@@ -185,6 +190,8 @@ class Genome:
                 {"repeat": count, "pattern": pattern} if count > 1 else {"pattern": pattern}
             )
         changed = {k: _plain(v) for k, v in self.frame.items() if v != FRAME[k].default}
+        if self.bidirectional:
+            changed["causal"] = False
         model = {"d_model": self.d_model, **changed, "stack": stack}
         space: dict[str, Any] = {"version": 1, "name": self.key}
         return space | ({"define": define} if define else {}) | {"model": model}

@@ -18,12 +18,15 @@ VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
         "theta": (10_000.0, 100.0, 500_000.0), "qk_norm": (False, True),
         "qkv_bias": (False, True), "window": (None, 3, 5),
     },
-    "mamba2": {"d_state": (4, 8, 64), "head_dim": (4, 8), "expand": (1, 2), "conv": (1, 2, 4)},
+    "mamba2": {"d_state": (4, 8, 64), "head_dim": (4, 8), "expand": (1, 2), "conv": (1, 2, 4),
+               "neg_eigval": (False, True)},
     "shared_attention": {
         "heads": (2, 4), "mult": (1, 2), "pos": ("none", "rope"), "theta": (10_000.0, 100.0),
         "lora_rank": (0, 2), "qkv_lora_rank": (0, 2),
     },
-    "swiglu": {"mult": (1, 2, 3), "act": ("silu", "gelu", "relu2")},
+    "swiglu": {
+        "mult": (1, 2, 3), "act": ("silu", "gelu", "relu2"), "grid": (12,), "groups": (8,),
+    },
 }  # fmt: skip
 """For each block, values that can be built at every width of `WIDTHS` in every combination."""
 WIDTHS = (16, 32)

@@ -112,7 +112,10 @@ def train(keys, steps=1, **recipe):
 
 def test_a_step_with_a_million_experts_moves_those_that_were_met_alone():
     moved = train(1024)
-    rows = [(moved[f"blocks.0.{t}.weight"] != 0).any(1).nonzero()[:, 0] for t in ("down", "up")]
+    rows = [
+        (moved[f"stack.branches.0.block.{t}.weight"] != 0).any(1).nonzero()[:, 0]
+        for t in ("down", "up")
+    ]
     assert 0 < len(rows[0]) <= 4 * 16 * 2 * 4
     assert torch.equal(rows[0], rows[1])
 
@@ -122,7 +125,7 @@ def test_the_first_step_is_the_same_with_sparse_gradients(monkeypatch, clip):
     """As far as a gradient is not so small that the two put epsilon in different places."""
     recipe = {"clip": clip, "weight_decay": 0.0, "lr": 0.01}
     dense = train(32, **recipe)
-    monkeypatch.setattr("archsearch.blocks.retrieval.SPARSE_FROM", 1)
+    monkeypatch.setattr("archsearch.layers.retrieval.SPARSE_FROM", 1)
     sparse = train(32, **recipe)
     for name, moved in dense.items():
         large = moved.abs() > 0.00999
@@ -139,7 +142,7 @@ def test_uses_of_shared_experts_add_their_sparse_gradients(monkeypatch):
         return {name: p.grad for name, p in model.named_parameters()}
 
     dense = gradients()
-    monkeypatch.setattr("archsearch.blocks.retrieval.SPARSE_FROM", 1)
+    monkeypatch.setattr("archsearch.layers.retrieval.SPARSE_FROM", 1)
     for name, gradient in gradients().items():
         assert gradient.is_sparse == (name.endswith(("down.weight", "up.weight")))
         torch.testing.assert_close(gradient.to_dense(), dense[name])
@@ -147,9 +150,9 @@ def test_uses_of_shared_experts_add_their_sparse_gradients(monkeypatch):
 
 def test_later_steps_leave_out_what_they_do_not_meet(monkeypatch):
     """A dense optimizer moves a row on for as long as its moments last."""
-    dense = train(32, steps=5)["blocks.0.up.weight"]
-    monkeypatch.setattr("archsearch.blocks.retrieval.SPARSE_FROM", 1)
-    sparse = train(32, steps=5)["blocks.0.up.weight"]
+    dense = train(32, steps=5)["stack.branches.0.block.up.weight"]
+    monkeypatch.setattr("archsearch.layers.retrieval.SPARSE_FROM", 1)
+    sparse = train(32, steps=5)["stack.branches.0.block.up.weight"]
     assert sparse.abs().sum() < dense.abs().sum()
     assert torch.equal((sparse != 0).any(1), (dense != 0).any(1))
 
