@@ -5,8 +5,6 @@ Wrappers are frames around what they hold. Edges other than the stream run along
 
 from __future__ import annotations
 
-import colorsys
-import hashlib
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -31,7 +29,8 @@ FAMILIES = {
 """Colours: attention, state spaces, linear attention and fast weights, convolutions, memories,
 feed-forward, experts, learned functions, wrappers."""
 COLOURS = {block: colour for colour, blocks in FAMILIES.items() for block in blocks.split()}
-ENDS = "#eef1f4"
+ENDS, OTHER = "#eef1f4", "#dfe3e8"
+"""Colours of embedding and readout, and of blocks of no known family."""
 INK, LINE = "#1f2933", "#7b8794"
 EDGES = ("#2f6db5", "#b0542b", "#3f8a4f", "#8352a8", "#a8324f")
 
@@ -68,7 +67,7 @@ def _svg(mark: Mark) -> str:
 def _box(box: Box) -> str:
     joins_next = box.block and block_info(box.block).joins == "next"
     dash = ' stroke-dasharray="5 3"' if joins_next else ""
-    fill = _colour(box.block) if box.block else ENDS
+    fill = colour(box.block) if box.block else ENDS
     rect = (
         f'<rect class="{"frame" if box.frame else "box"}" x="{box.x:g}" y="{box.y:g}" '
         f'width="{box.width:g}" height="{box.height:g}" rx="7" fill="{fill}" '
@@ -76,9 +75,7 @@ def _box(box: Box) -> str:
     )
     first = box.y + (17 if box.lines else 19)
     texts = [_text(box.middle, first, box.title, TITLE, ' font-weight="600"')]
-    texts += [
-        _text(box.middle, first + 16 * n, line, TEXT) for n, line in enumerate(box.lines, 1)
-    ]
+    texts += [_text(box.middle, first + 16 * n, line, TEXT) for n, line in enumerate(box.lines, 1)]
     return rect + "".join(texts)
 
 
@@ -100,16 +97,20 @@ def _bracket(bracket: Bracket) -> str:
 
 
 def _edge(edge: Edge) -> str:
-    (x1, y1), (x2, y2), lane = edge.source, edge.target, edge.lane
-    ink = EDGES[edge.colour % len(EDGES)]
-    bend = min(8, (y1 - y2) / 2)
-    path = (
-        f"M{x1:g},{y1:g} H{lane + bend:g} Q{lane:g},{y1:g} {lane:g},{y1 - bend:g} "
-        f"V{y2 + bend:g} Q{lane:g},{y2:g} {lane + bend:g},{y2:g} H{x2:g}"
-    )
+    """One path for all that read the stream, so that no stroke lies on another."""
+    (x1, y1), lane, ink = edge.source, edge.lane, EDGES[edge.colour % len(EDGES)]
+    paths, heads = [], []
+    for x2, y2 in edge.targets:
+        bend = min(8, (y1 - y2) / 2)
+        paths.append(
+            f"M{x1:g},{y1:g} H{lane + bend:g} Q{lane:g},{y1:g} {lane:g},{y1 - bend:g} "
+            f"V{y2 + bend:g} Q{lane:g},{y2:g} {lane + bend:g},{y2:g} H{x2 - 5:g}"
+        )
+        heads.append(f"M{x2:g},{y2:g} l-7,-3.5 v7 z")
     return (
-        f'<path class="edge" d="{path}" fill="none" stroke="{ink}" stroke-width="1.3"/>'
-        f'<path d="M{x2:g},{y2:g} l-6,-3 v6 z" fill="{ink}"/>'
+        f'<path class="edge" d="{" ".join(paths)}" fill="none" stroke="{ink}" '
+        f'stroke-width="1.5"/><path class="head" d="{" ".join(heads)}" fill="{ink}"/>'
+        f'<circle cx="{x1:g}" cy="{y1:g}" r="3" fill="{ink}"/>'
     )
 
 
@@ -123,10 +124,6 @@ def _tag(tag: Tag) -> str:
     ) + _text(tag.x + tag.width / 2, tag.y + 4.5, tag.text, TEXT)
 
 
-def _colour(block: str) -> str:
-    """The colour of a family; a block from elsewhere gets one from its name."""
-    if block in COLOURS:
-        return COLOURS[block]
-    hue = hashlib.sha256(block.encode()).digest()[0] / 255
-    red, green, blue = (round(255 * c) for c in colorsys.hls_to_rgb(hue, 0.85, 0.6))
-    return f"#{red:02x}{green:02x}{blue:02x}"
+def colour(block: str) -> str:
+    """The colour of a block's family; a neutral one for a block from elsewhere."""
+    return COLOURS.get(block, OTHER)

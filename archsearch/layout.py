@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from archsearch.catalogue import block_info
@@ -11,20 +11,28 @@ from archsearch.dims import word
 from archsearch.genome import runs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from archsearch.genome import Gene, Genome
 
 TITLE, TEXT = 14, 13
 """Font sizes, in pixels."""
-BODY, LEAST, MOST_ROW, MOST_TITLE = 256, 84, 460, 320
+BODY, LEAST, MOST_ROW, MOST_TITLE = 208, 84, 300, 320
 """Widths: of a box at least, of a box side by side with others at least, of such a row at most,
 and of a title at most."""
-MARGIN, GAP, SIDE_GAP, PAD = 16, 13, 10, 12
+MARGIN, GAP, SIDE_GAP, PAD = 16, 14, 10, 12
+SPACE = 8
+"""Distance of a bracket from what it holds."""
 LINE = 16
 """Height of a line of details."""
 LANE = 9
 """Distance of the edges in the margin from each other."""
-LEAVES, ENTERS = 8, 14
-"""Where edges touch a box: below its top, above its bottom."""
+STUB = 6
+"""Length of the stream above the last box within a frame."""
+
+
+NARROW, MEDIUM = "iljtfr.,:;'|!()[] -", "abcdeghknopqsuvxyzEFJLTZ0123456789*+=<>_?/"
+"""Letters of at most 0.36 and at most 0.63 times the font size; the others have at most 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +82,11 @@ class Bracket:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """From the stream after a box, up the margin at x = `lane`, to the box that reads it."""
+    """From the stream after a box, up the margin at x = `lane`, to the boxes that read it."""
 
     lane: float
     source: tuple[float, float]
-    target: tuple[float, float]
+    targets: tuple[tuple[float, float], ...]
     colour: int
 
 
@@ -104,26 +112,41 @@ class Picture:
     marks: tuple[Mark, ...]
 
 
-Groups = list[tuple[int, tuple["Gene", ...]]]
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Parts of a stack that stand `count` times."""
+
+    count: int
+    parts: Parts
+
+
+Parts = tuple["Gene | Repeat", ...]
+
+
+@dataclass(slots=True)
+class Column:
+    """Parts on top of each other, drawn from the top down to `y`."""
+
+    marks: list[Mark]
+    boxes: list[Box]
+    """The box of every gene, the first gene first; what repeats stands here again and again."""
+    y: float
 
 
 def picture(genome: Genome) -> Picture:
     """The genome, its input at the bottom."""
-    groups = _groups(genome.genes)
-    lanes = _lanes(genome.genes)
+    parts, lanes = _cut_parts(genome.genes), _lanes(genome.genes)
     tags = [_wide(gene.combine) + 12 for gene in genome.genes if len(gene.inputs) > 1]
-    room = (max(lanes.values()) + 2) * LANE if lanes else 0
+    room = (max(lanes.values()) + 1.5) * LANE if lanes else 0
     x = MARGIN + room + (max(tags) + 10 if tags else 0)
     width = max(BODY, *(_natural(gene) for gene in genome.genes))
-    title, parts = "readout", _readout(genome)
-    last = _box(title, parts, x, MARGIN, width, most=3)
-    marks, tops, bottom = _column(groups, x, last.bottom + GAP, width)
-    first = _box("embedding", _embedding(genome), x, bottom + GAP, width, most=3)
+    last = _box("readout", _readout(genome), x, MARGIN, width, most=3)
+    column = _column(parts, x, last.bottom + GAP, width)
+    first = _box("embedding", _embedding(genome), x, column.y + GAP, width, most=3)
     spine = Wire(first.middle, last.bottom, first.middle, first.y)
-    boxes = [first, *_unrolled(groups, tops)]
-    edges = _edges(genome.genes, boxes, lanes, MARGIN + room - LANE)
-    whole = width + x + MARGIN + _bracket_room(groups)
-    return Picture(whole, first.bottom + MARGIN, (spine, last, first, *marks, *edges))
+    edges = _edges(genome.genes, [first, *column.boxes], lanes, MARGIN + room - LANE)
+    whole = x + width + _room(parts) + MARGIN
+    return Picture(whole, first.bottom + MARGIN, (spine, *edges, last, first, *column.marks))
 
 
 def _readout(genome: Genome) -> list[str]:
@@ -142,60 +165,82 @@ def _embedding(genome: Genome) -> list[str]:
     return shown + ([f"{count} pause token{'s' if count > 1 else ''}"] if count else [])
 
 
-def _groups(genes: Sequence[Gene]) -> Groups:
-    """The genes as `runs`, none of which goes on past a place from which an edge starts."""
+def _parts(genes: Sequence[Gene]) -> Parts:
+    """The genes with everything that repeats written once, also within what repeats."""
+    parts: list[Gene | Repeat] = []
+    for count, motif in runs(genes):
+        parts += [Repeat(count, _parts(motif))] if count > 1 else motif
+    return tuple(parts)
+
+
+def _cut_parts(genes: Sequence[Gene]) -> Parts:
+    """The same, where nothing repeats past a place from which an edge starts."""
     cuts = sorted({0, len(genes), *(n for gene in genes for n in gene.inputs)})
-    pieces = zip(cuts, cuts[1:], strict=False)
-    return [group for start, end in pieces for group in runs(genes[start:end])]
+    pieces = pairwise(cuts)
+    return tuple(part for start, end in pieces for part in _parts(genes[start:end]))
 
 
-def _column(
-    groups: Groups, x: float, top: float, width: float
-) -> tuple[list[Mark], list[list[Box]], float]:
-    """Groups of genes, the last one on top: what is drawn, the boxes of each group, the end."""
-    marks: list[Mark] = []
-    boxes: list[list[Box]] = []
-    y = top
-    for count, motif in reversed(groups):
-        start, own = y, []
-        for gene in reversed(motif):
-            placed = _gene(gene, x, y, width)
-            marks += placed
+def _column(parts: Parts, x: float, top: float, width: float) -> Column:
+    """Parts on top of each other, the last one on top."""
+    column = Column([], [], top - GAP)
+    bracketed = False
+    for part in reversed(parts):
+        y = column.y + GAP
+        if not isinstance(part, Repeat):
+            placed = _gene(part, x, y + (SPACE if bracketed else 0), width)
             assert isinstance(placed[0], Box)
-            own.append(placed[0])
-            y = placed[0].bottom + GAP
-        if count > 1:
-            marks.append(Bracket(x + width + 8, start - 4, y - GAP + 4, count))
-        boxes.append(own[::-1])
-        y += 6
-    return marks, boxes[::-1], y - GAP - 6
+            own = Column(placed, [placed[0]], placed[0].bottom)
+        else:
+            own = _column(part.parts, x, y + (SPACE if column.marks else 0), width)
+            right = x + width + _room(part.parts) + SPACE
+            tops = own.boxes[-1].y - 3, own.y + 3
+            own = Column(
+                [*own.marks, Bracket(right, *tops, part.count)], own.boxes * part.count, own.y
+            )
+        bracketed = isinstance(part, Repeat)
+        column.marks += own.marks
+        column.boxes = own.boxes + column.boxes
+        column.y = own.y
+    return column
+
+
+def _room(parts: Parts) -> float:
+    """The width that brackets take, to the right of the boxes."""
+    wide = [
+        _room(part.parts) + SPACE + 12 + _wide(f"x{part.count}", TITLE)
+        for part in parts
+        if isinstance(part, Repeat)
+    ]
+    return max(wide, default=0)
 
 
 def _gene(gene: Gene, x: float, y: float, width: float) -> list[Mark]:
     """A gene and what it holds; its own box first."""
-    title, parts = _title(gene), [f"{name} {word(value)}" for name, value in gene.changed.items()]
-    box = _box(title, parts, x, y, width, gene.block)
+    details = [f"{name} {word(value)}" for name, value in gene.changed.items()]
+    box = _box(_title(gene), details, x, y, width, gene.block)
     if not gene.inner:
         return [box]
-    top, inside = box.bottom + 2, (x + PAD, width - 2 * PAD)
+    top, left, free = box.bottom + STUB, x + PAD, width - 2 * PAD
     if block_info(gene.block).wraps == "set":
-        marks, bottom = _row_marks(gene.inner, *inside, top)
+        marks, bottom = _side_by_side(gene.inner, left, free, top)
     else:
-        groups = runs(gene.inner)
-        free = inside[1] - _bracket_room(groups)
-        marks, _, bottom = _column(groups, inside[0], top, free)
-        marks = [Wire(inside[0] + free / 2, top - 6, inside[0] + free / 2, bottom + PAD), *marks]
+        parts = _parts(gene.inner)
+        room = _room(parts)
+        column = _column(parts, left + room, top, free - 2 * room)
+        bottom = column.y
+        marks = [Wire(box.middle, top - STUB, box.middle, bottom + PAD), *column.marks]
     height = bottom + PAD - y
-    return [Box(x, y, width, height, title, box.lines, gene.block, frame=True), *marks]
+    return [Box(x, y, width, height, box.title, box.lines, gene.block, frame=True), *marks]
 
 
-def _row_marks(
+def _side_by_side(
     genes: Sequence[Gene], x: float, width: float, top: float
 ) -> tuple[list[Mark], float]:
-    """Genes side by side, in as many rows as they need: what is drawn, and where it ends."""
-    marks: list[Mark] = []
+    """Genes in as few rows as they fit in: what is drawn, and where it ends."""
+    wires: list[Mark] = []
+    boxes: list[Mark] = []
     rows = _rows(genes)
-    y = top + (6 if len(rows) == 1 else 0)
+    y = top
     for row in rows:
         wanted = [_natural(gene) for gene in row]
         more = (width - sum(wanted) - SIDE_GAP * (len(row) - 1)) / len(row)
@@ -204,30 +249,27 @@ def _row_marks(
             placed.append(_gene(gene, left, y, own + more))
             left += own + more + SIDE_GAP
         tops = [held[0] for held in placed if isinstance(held[0], Box)]
-        y = max(box.bottom for box in tops)
-        if len(rows) == 1:
-            above, below = top - 2, y + 8
-            wires = [Wire(box.middle, above, box.middle, below) for box in tops]
-            bars = [Wire(wires[0].x1, at, wires[-1].x1, at) for at in (above, below)]
-            middle = x + width / 2
-            marks += [*bars, *wires, Wire(middle, below, middle, y + PAD)]
-        marks += [mark for held in placed for mark in held]
+        above, y = y - STUB, max(box.bottom for box in tops) + STUB
+        wires += [Wire(box.middle, above, box.middle, y) for box in tops]
+        wires += [Wire(tops[0].middle, at, tops[-1].middle, at) for at in (above, y)]
+        boxes += [mark for held in placed for mark in held]
         y += GAP
-    return marks, y - GAP
+    y -= GAP
+    return [Wire(x + width / 2, y, x + width / 2, y - STUB + PAD), *wires, *boxes], y - STUB
 
 
-def _rows(genes: Sequence[Gene]) -> list[list[Gene]]:
-    """Genes that fit side by side."""
-    rows: list[list[Gene]] = [[]]
-    used = 0.0
-    for gene in genes:
-        wide = _natural(gene) + SIDE_GAP
-        if rows[-1] and used + wide > MOST_ROW:
-            rows.append([])
-            used = 0.0
-        rows[-1].append(gene)
-        used += wide
-    return rows
+def _rows(genes: Sequence[Gene]) -> list[Sequence[Gene]]:
+    """Genes that fit side by side, in rows of nearly the same number."""
+    for count in range(1, len(genes)):
+        ends = [round(len(genes) * n / count) for n in range(count + 1)]
+        rows = [genes[start:end] for start, end in pairwise(ends)]
+        if max(map(_row_width, rows)) <= MOST_ROW:
+            return rows
+    return [[gene] for gene in genes]
+
+
+def _row_width(genes: Sequence[Gene]) -> float:
+    return sum(map(_natural, genes)) + SIDE_GAP * (len(genes) - 1)
 
 
 def _natural(gene: Gene) -> float:
@@ -236,18 +278,10 @@ def _natural(gene: Gene) -> float:
     if not gene.inner:
         return own
     if block_info(gene.block).wraps == "set":
-        widths = [
-            sum(map(_natural, row)) + SIDE_GAP * (len(row) - 1) for row in _rows(gene.inner)
-        ]
+        held = max(map(_row_width, _rows(gene.inner)))
     else:
-        room = _bracket_room(runs(gene.inner))
-        widths = [_natural(held) + room for held in gene.inner]
-    return max(own, max(widths) + 2 * PAD)
-
-
-def _bracket_room(groups: Groups) -> float:
-    most = max(count for count, _ in groups)
-    return _wide(f"x{most}", TITLE) + 24 if most > 1 else 0
+        held = max(map(_natural, gene.inner)) + 2 * _room(_parts(gene.inner))
+    return max(own, held + 2 * PAD)
 
 
 def _title(gene: Gene) -> str:
@@ -274,9 +308,7 @@ def _lanes(genes: Sequence[Gene]) -> dict[int, int]:
             ends[source] = number
     lanes: dict[int, int] = {}
     for source in sorted(ends, key=lambda n: (ends[n] - n, n)):
-        beside = {
-            lanes[other] for other in lanes if source < ends[other] and other < ends[source]
-        }
+        beside = {lanes[other] for other in lanes if source < ends[other] and other < ends[source]}
         lanes[source] = min(set(range(len(beside) + 1)) - beside)
     return lanes
 
@@ -284,24 +316,30 @@ def _lanes(genes: Sequence[Gene]) -> dict[int, int]:
 def _edges(
     genes: Sequence[Gene], boxes: list[Box], lanes: dict[int, int], nearest: float
 ) -> list[Mark]:
-    """Every edge once, and the tags; `boxes` are those of all streams, the embedding first."""
-    marks: dict[Mark, None] = {}
+    """An edge for every stream that is read, then the tags.
+
+    `boxes` are those of all streams, the embedding first.
+    """
+    tags: list[Mark] = []
+    targets: dict[int, list[tuple[float, float]]] = {n: [] for n in sorted(lanes)}
     for gene, box in zip(genes, boxes[1:], strict=True):
-        x, y = box.x, box.bottom - ENTERS
+        x, y = box.x, box.y + 14
         if len(gene.inputs) > 1:
             wide = _wide(gene.combine) + 12
             x -= wide + 10
-            marks[Tag(x, y, wide, gene.combine)] = None
+            tags.append(Tag(x, y, wide, gene.combine))
         for n in gene.inputs:
-            start = boxes[n].x, boxes[n].y + LEAVES
-            marks[Edge(nearest - lanes[n] * LANE, start, (x, y), n)] = None
-    return sorted(marks, key=lambda mark: isinstance(mark, Tag))
-
-
-def _unrolled(groups: Groups, boxes: list[list[Box]]) -> Iterable[Box]:
-    """The box of every gene; those of one bracket stand for several."""
-    for (count, _), own in zip(groups, boxes, strict=True):
-        yield from own * count
+            targets[n].append((x, y))
+    edges = [
+        Edge(
+            nearest - lanes[n] * LANE,
+            (boxes[n].middle, boxes[n].y - GAP / 2),
+            tuple(dict.fromkeys(ends)),
+            colour,
+        )
+        for colour, (n, ends) in enumerate(targets.items())
+    ]
+    return [*edges, *dict.fromkeys(tags)]
 
 
 def _wrapped(parts: list[str], width: float, most: int) -> tuple[str, ...]:
@@ -327,5 +365,5 @@ def _cut(text: str, width: float, size: int = TEXT, *, bold: bool = False) -> st
 
 def _wide(text: str, size: int = TEXT, *, bold: bool = False) -> float:
     """Upper estimate of the width of a text in a usual sans-serif font."""
-    ems = sum(0.36 if c in "iljtfr.,:;'|!()[] " else 0.95 if c in "mwMW" else 0.63 for c in text)
+    ems = sum(0.36 if c in NARROW else 0.63 if c in MEDIUM else 1.0 for c in text)
     return ems * size * (1.07 if bold else 1.0)
