@@ -140,9 +140,9 @@ def picture(genome: Genome) -> Picture:
     room = (max(lanes.values()) + 1.5) * LANE if lanes else 0
     x = MARGIN + room + (max(tags) + 10 if tags else 0)
     width = max(BODY, *(_natural(gene) for gene in genome.genes))
-    last = _box("readout", _readout(genome), x, MARGIN, width, most=3)
+    last = _box("readout", _readout(genome), x, MARGIN, width, most=6)
     column = _column(parts, x, last.bottom + GAP, width)
-    first = _box("embedding", _embedding(genome), x, column.y + GAP, width, most=3)
+    first = _box("embedding", _embedding(genome), x, column.y + GAP, width, most=6)
     spine = Wire(first.middle, last.bottom, first.middle, first.y)
     edges = _edges(genome.genes, [first, *column.boxes], lanes, MARGIN + room - LANE)
     whole = x + width + _room(parts) + MARGIN
