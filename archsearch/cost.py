@@ -19,7 +19,10 @@ class Cost:
     active_params: int
     """Parameters that one token meets; a block used twice is met twice."""
     flops: float
-    """Forward floating-point operations per token, the mean over the context."""
+    """Forward floating-point operations per token, the mean over the context.
+
+    What is done once for a whole batch, such as making a filter, is shared by a batch of two.
+    """
     state_bytes: int
     """Bytes that decoding keeps per sequence once the context is full (fp32)."""
 

@@ -16,7 +16,7 @@ VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
     "attention": {
         "heads": (1, 2, 4), "kv_heads": (None, 1), "pos": ("rope", "none"),
         "theta": (10_000.0, 100.0, 500_000.0), "qk_norm": (False, True),
-        "qkv_bias": (False, True), "window": (None, 3, 5),
+        "qkv_bias": (False, True), "window": (None, 3, 5), "rotary": (1.0, 0.5),
     },
     "mamba2": {"d_state": (4, 8, 64), "head_dim": (4, 8), "expand": (1, 2), "conv": (1, 2, 4),
                "neg_eigval": (False, True)},

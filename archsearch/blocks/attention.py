@@ -6,7 +6,8 @@ Vaswani et al. 2017, arXiv 1706.03762, eq. 1; grouped queries: Ainslie et al. 20
     q, k, v = W_qkv x + b;   y = W_o softmax(q k^T / sqrt(K) + mask) v
 
 Query head h reads key head h // (H / G). RoPE (Su et al. 2021, arXiv 2104.09864) turns the pair of
-channels (i, i + K/2) at position p by the angle p * theta^(-2i/K).
+channels (i, i + N/2) at position p by the angle p * theta^(-2i/N), for the first N = `rotary` K
+channels of a head; the others carry no position (GPT-NeoX, arXiv 2204.06745, section 2.1.1).
 
 Shapes: B batch, T query time, S key time, D model width, H query heads, G key heads, K head width,
 R = H / G.
@@ -42,6 +43,8 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
         """Position encoding."""
         theta: float = real(1.0, 1e7, default=10_000.0, log=True, when=("pos", "rope"))
         """Base of the RoPE wavelengths."""
+        rotary: float = choice(0.25, 0.5, 1.0, default=1.0, when=("pos", "rope"))
+        """Share of the channels of a head that RoPE turns."""
         qk_norm: bool = choice(False, True, default=False)
         """RMSNorm over each query and key before RoPE."""
         qkv_bias: bool = choice(False, True, default=False)
@@ -90,7 +93,8 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.config.pos == "rope":
-            q, k = (rope(x, position, self.config.theta) for x in (q, k))
+            theta, share = self.config.theta, self.config.rotary
+            q, k = (rope(x, position, theta, share) for x in (q, k))
         return q, k, v
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
@@ -110,12 +114,13 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
                 k_BSK = k_BSK / (k_BSK**2).mean(-1, keepdim=True).add(1e-6).sqrt()
                 q_BTK, k_BSK = q_BTK * self.q_norm.weight, k_BSK * self.k_norm.weight
             if self.config.pos == "rope":
-                rate_I = self.config.theta ** (-2 * torch.arange(K // 2).to(x_BTD) / K)
+                N = round(self.config.rotary * K)
+                rate_I = self.config.theta ** (-2 * torch.arange(N // 2).to(x_BTD) / N)
                 turn_TI = torch.exp(1j * position_T[..., None] * rate_I)
-                q_BTI = torch.complex(q_BTK[..., : K // 2], q_BTK[..., K // 2 :]) * turn_TI
-                k_BSI = torch.complex(k_BSK[..., : K // 2], k_BSK[..., K // 2 :]) * turn_TI
-                q_BTK = torch.cat((q_BTI.real, q_BTI.imag), -1)
-                k_BSK = torch.cat((k_BSI.real, k_BSI.imag), -1)
+                q_BTI = torch.complex(q_BTK[..., : N // 2], q_BTK[..., N // 2 : N]) * turn_TI
+                k_BSI = torch.complex(k_BSK[..., : N // 2], k_BSK[..., N // 2 : N]) * turn_TI
+                q_BTK = torch.cat((q_BTI.real, q_BTI.imag, q_BTK[..., N:]), -1)
+                k_BSK = torch.cat((k_BSI.real, k_BSI.imag, k_BSK[..., N:]), -1)
             age_TS = index_T[:, None] - index_T
             seen_TS = (age_TS >= 0) & (age_TS < (self.config.window or time))
             score_BTS = (q_BTK @ k_BSK.mT / math.sqrt(K)).masked_fill(~seen_TS, -math.inf)
@@ -140,8 +145,11 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
         info, kv_heads = Attention.info, config.kv_heads or config.heads
         legal, why = divisors(width), f"does not divide width {width}"
         if config.pos == "rope":
-            legal = [heads for heads in legal if width // heads % 2 == 0]
-            why = f"does not cut width {width} into even parts (RoPE turns pairs of channels)"
+            legal = [heads for heads in legal if width // heads * config.rotary % 2 == 0]
+            parts = (
+                "even parts" if config.rotary == 1 else f"parts of which {config.rotary:g} is even"
+            )
+            why = f"does not cut width {width} into {parts} (RoPE turns pairs of channels)"
         require(info, "heads", config.heads, legal, why)
         why = f"does not divide the {config.heads} query heads"
         require(info, "kv_heads", kv_heads, divisors(config.heads), why)

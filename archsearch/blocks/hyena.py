@@ -169,8 +169,8 @@ class Hyena(Block, name="hyena", kind="mixer", paper="2302.10866"):
         """FLOPs are those of the products and the short convolution.
 
         The filter is made once for all sequences of a batch; half of that is counted here, as for
-        a batch of two. Counters do not see an FFT: with n the power of two from 2T on, three of
-        2.5 n log2(n) per channel and sequence.
+        a batch of two. Counters do not see an FFT: with n the power of two from 2T on, each
+        costs 2.5 n log2(n); two for each channel of a sequence, one for each channel of a batch.
         """
         M, P = config.filter_width, 2 * config.bands + 1
         filters = M * (P + config.filter_depth * M + width)

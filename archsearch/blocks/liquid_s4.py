@@ -161,8 +161,8 @@ class LiquidS4(Block, name="liquid_s4", kind="mixer", paper="2209.12951"):
         """FLOPs are those of the matrix products.
 
         The kernel is made once for all sequences of a batch; half of that is counted here, as for
-        a batch of two. Counters do not see an FFT: with n the power of two from 2T on, three of
-        2.5 n log2(n) per channel and sequence.
+        a batch of two. Counters do not see an FFT: with n the power of two from 2T on, each
+        costs 2.5 n log2(n); two for each channel of a sequence, one for each channel of a batch.
         """
         N, (stretches, Q) = config.d_state, _stretches(seq_len)
         params = width * (6 * N + 2) + 2 * width**2

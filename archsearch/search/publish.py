@@ -18,11 +18,13 @@ from archsearch.space_yaml import dump
 from archsearch.words import count, size, span
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     import optuna
     from optuna.artifacts import FileSystemArtifactStore
 
     from archsearch.cost import Cost
-    from archsearch.genome import Genome
+    from archsearch.genome import Gene, Genome
     from archsearch.trial import TrialResult
 
 
@@ -64,16 +66,25 @@ def _note(genome: Genome, cost: Cost, result: TrialResult, drawing: str) -> str:
     lines = [
         f"## {genome.text()}", "", " | ".join(figures), "",
         f"![{genome.key}]({drawing})", "",
-        "| # | block | parameters | weights |", "|--:|---|---|---|",
+        "| # | block | parameters | reads | weights |", "|--:|---|---|---|---|",
+        *_rows(genome.genes),
     ]  # fmt: skip
-    for number, gene in enumerate(genome.genes):
-        params = ", ".join(f"{name} {word(value)}" for name, value in gene.params)
-        block = f"{gene.block} ({block_info(gene.block).kind})"
-        weights = f"shared {gene.share}" if gene.share else "own"
-        lines.append(f"| {number} | {block} | {params} | {weights} |")
     lines += ["", "| task | accuracy |", "|---|--:|"]
     lines += [f"| {task} | {value:.3f} |" for task, value in result.accuracies.items()]
     return "\n".join([*lines, "", f"Genome `{genome.key}`, width {genome.d_model}."])
+
+
+def _rows(genes: Sequence[Gene], within: str = "") -> Iterator[str]:
+    """A row for every branch, from 1 as edges count them; what the second holds is 2.1, 2.2."""
+    for number, gene in enumerate(genes, 1):
+        place = f"{within}{number}"
+        params = ", ".join(f"{name} {word(value)}" for name, value in gene.params)
+        block = f"{gene.block} ({block_info(gene.block).kind})"
+        streams = ", ".join("embedding" if n == 0 else str(n) for n in gene.inputs)
+        reads = f"{gene.combine} of {streams}" if len(gene.inputs) > 1 else streams
+        weights = f"shared {gene.share}" if gene.share else "own"
+        yield f"| {place} | {block} | {params} | {reads} | {weights} |"
+        yield from _rows(gene.inner, f"{place}.")
 
 
 def _write_rows(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

@@ -175,7 +175,7 @@ def keeps_rows_apart(case: Case) -> None:
 
 
 def costs_what_it_says(case: Case) -> None:
-    """Parameters and state bytes are exact, FLOPs within 2 % of what is measured."""
+    """Parameters and state bytes are exact; FLOPs are within 2 % of a count in a batch of two."""
     block, width, config = case.block, case.width, case.config
     for uses in range(1, case.uses + 1):
         built = sum(p.numel() for p in case.empty(uses).parameters())

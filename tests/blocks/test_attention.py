@@ -91,6 +91,18 @@ def test_only_distances_matter(pos, window):
     close(decoded(block, x_BTD, 1020, start=0), block(x_BTD, Ctx(x_BTD)))
 
 
+def test_channels_that_are_not_turned_carry_no_position():
+    """Where queries and keys have no others, attention is that without positions."""
+    for rotary, same in ((0.5, True), (1.0, False)):
+        block, plain = built(heads=1, rotary=rotary), built(heads=1, pos="none")
+        with torch.no_grad():
+            for rows in (block.qkv.weight[:16], block.qkv.weight[32:48]):
+                rows.zero_()
+        plain.load_state_dict(block.state_dict())
+        x_BTD = tokens(10)
+        assert torch.allclose(block(x_BTD, Ctx(x_BTD)), plain(x_BTD, Ctx(x_BTD))) == same
+
+
 def test_without_positions_the_order_of_the_past_does_not_matter():
     x_BTD = tokens(10)
     swapped = x_BTD[:, [3, 1, 0, 2, *range(4, 10)]]
@@ -159,6 +171,8 @@ def test_a_window_saves_flops_and_state_and_never_costs_more():
          "pairs of channels); legal: 1, 2, 4, 8, 16, 32"),
         (64, {"heads": 3, "pos": "none"},
          "attention.heads 3 does not divide width 64; legal: 1, 2, 4, 8, 16, 32, 64"),
+        (64, {"heads": 16, "rotary": 0.25}, "attention.heads 16 does not cut width 64 into parts "
+         "of which 0.25 is even (RoPE turns pairs of channels); legal: 1, 2, 4, 8"),
         (33, {}, "attention.heads 4 does not cut width 33 into even parts (RoPE turns "
          "pairs of channels); legal: none"),
         (64, {"heads": 8, "kv_heads": 3},
@@ -192,6 +206,16 @@ PUBLISHED = {
         {"window": 7},
         {"rope_parameters": rope_parameters(1e4), "sliding_window": 7},
     ),
+    "stablelm": (
+        "stablelm",
+        {"rotary": 0.25},
+        {"rope_parameters": rope_parameters(1e4, partial_rotary_factor=0.25)},
+    ),
+    "stablelm half": (
+        "stablelm",
+        {"rotary": 0.5},
+        {"rope_parameters": rope_parameters(1e4, partial_rotary_factor=0.5)},
+    ),
 }
 """A model of transformers, our parameters, and its own."""
 
@@ -218,6 +242,8 @@ def test_a_window_that_is_cut_into_tiles_equals_that_of_transformers():
         ("llama", {"window": 39}),
         ("qwen3", {"theta": 1.02e6, "qk_norm": True}),
         ("mistral", {"window": 8}),
+        ("stablelm", {"rotary": 0.5}),
+        ("stablelm half", {}),
         ("mistral", {"window": 6}),
     ],
 )
