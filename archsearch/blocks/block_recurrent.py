@@ -54,7 +54,7 @@ class BlockRecurrent(Block, name="block_recurrent", kind="mixer", paper="2203.07
 
         heads: int = whole(1, 256, default=4)
         """Heads of all four attentions; they share the model width."""
-        window: int = whole(4, 65_536, default=32)
+        window: int = whole(8, 65_536, default=32)
         """Tokens in a block, and tokens that a token sees, itself included."""
         states: int = whole(1, 4096, default=16)
         """State vectors, each of the model width."""

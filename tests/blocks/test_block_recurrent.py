@@ -54,38 +54,38 @@ def test_without_its_states_it_is_sliding_window_attention():
 
 
 def test_tokens_read_beyond_the_window_only_through_finished_blocks():
-    block, x_BTD = built(window=4, states=3), tokens(14).requires_grad_()
+    block, x_BTD = built(window=8, states=3), tokens(28).requires_grad_()
     with torch.no_grad():
         block.out.weight[:, :16] = 0  # what the window says
     y_BTD = block(x_BTD, Ctx(x_BTD))
-    for t in range(14):
+    for t in range(28):
         grad = torch.autograd.grad(y_BTD[0, t].sum(), x_BTD, retain_graph=True)[0]
-        reached = [s for s in range(14) if grad[0, s].any()]
-        assert reached == [*range(t // 4 * 4), t]
+        reached = [s for s in range(28) if grad[0, s].any()]
+        assert reached == [*range(t // 8 * 8), t]
 
 
 def test_states_change_at_the_end_of_a_block_and_nowhere_else():
-    states_BTSD = decoded(built(window=4), tokens(13), 13)[1]
+    states_BTSD = decoded(built(window=8), tokens(26), 26)[1]
     changed = [
         bool((a != b).any()) for a, b in zip(states_BTSD[0], states_BTSD[0, 1:], strict=False)
     ]
-    assert [t for t, moved in enumerate(changed) if moved] == [3, 7, 11]
+    assert [t for t, moved in enumerate(changed) if moved] == [7, 15, 23]
 
 
 def test_an_open_gate_keeps_the_first_states():
-    block, x_BTD = built(window=4), tokens(13)
+    block, x_BTD = built(window=8), tokens(26)
     with torch.no_grad():
         block.gate_bias.fill_(100.0)
     first_BSD = block.initial.expand(2, -1, -1)
-    close(decoded(block, x_BTD, 13)[1], first_BSD[:, None].expand(-1, 14, -1, -1))
+    close(decoded(block, x_BTD, 26)[1], first_BSD[:, None].expand(-1, 27, -1, -1))
 
 
 def test_order_inside_a_block_does_not_reach_the_states():
     """States read keys that RoPE has not turned; the must-fail swap crosses a border."""
-    block, x_BTD = built(window=4), tokens(8)
-    states_BTSD = decoded(block, x_BTD, 8)[1]
-    close(decoded(block, x_BTD[:, [2, 0, 3, 1, 4, 5, 6, 7]], 8)[1][:, -1], states_BTSD[:, -1])
-    across_BTSD = decoded(block, x_BTD[:, [0, 1, 2, 4, 3, 5, 6, 7]], 8)[1]
+    block, x_BTD = built(window=8), tokens(16)
+    states_BTSD = decoded(block, x_BTD, 16)[1]
+    close(decoded(block, x_BTD[:, [2, 0, 3, 1, 7, 6, 5, 4, *range(8, 16)]], 16)[1][:, -1], states_BTSD[:, -1])
+    across_BTSD = decoded(block, x_BTD[:, [*range(7), 8, 7, *range(9, 16)]], 16)[1]
     assert not torch.allclose(across_BTSD[:, -1], states_BTSD[:, -1])
 
 
