@@ -1,6 +1,8 @@
 # Every target makes what it needs; start with `make run` or `make test`.
 PYTHON ?= python3
 VENV := .venv
+# The packages of the extra `oracles` that are light. Without one, the tests that need it are skipped.
+ORACLES := mambapy peer-pytorch product-key-memory scipy transformers
 BIN := $(VENV)/bin
 SPACE ?= quickstart
 # One thread per process: small models train faster on many processes than on many threads.
@@ -22,6 +24,7 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	-$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(ORACLES)
 	@touch $@
 
 run: $(VENV)/installed  ## search the quickstart space (SPACE=... for another)

@@ -114,6 +114,8 @@ class Block(nn.Module):
         paper: arXiv number.
         joins: "stream" or "next", see `BlockInfo.joins`.
         causal: False for a block whose training pass looks ahead; it must not in eval mode.
+        bidirectional: True for a block that always looks ahead: without `init_state` and `step`,
+            and only for spaces that say `causal: false`.
         wraps: For a subclass of `Wrapper`, how it uses what it holds, see `BlockInfo.wraps`.
         register: False for a class that no space can name: a common base, or a test double.
 
@@ -139,6 +141,7 @@ class Block(nn.Module):
         paper: str,
         joins: Literal["stream", "next"] = "stream",
         causal: bool = True,
+        bidirectional: bool = False,
         wraps: Literal["chain", "set"] | None = None,
         register: bool = True,
     ) -> None:
@@ -151,6 +154,7 @@ class Block(nn.Module):
             dims=dims_of(cls.Config),
             joins=joins,
             causal=causal,
+            bidirectional=bidirectional,
             wraps=wraps,
             docs=_field_docs(cls.Config),
         )

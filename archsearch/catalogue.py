@@ -40,6 +40,9 @@ class BlockInfo:
     """Where the output goes: "stream" is added to the residual stream; "next" is added to the
     input of the next block alone and never joins the stream (Zamba2)."""
     causal: bool = True
+    """False if its training pass looks ahead; outside training it does not."""
+    bidirectional: bool = False
+    """Whether it always looks ahead, and cannot decode."""
     wraps: str | None = None
     """How a wrapper uses the blocks that it holds: "chain", one after the other, or "set", side by
     side in no order. None for a block that holds no others."""

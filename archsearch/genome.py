@@ -140,6 +140,11 @@ class Genome:
         return tuple(gene for gene in nested(self.genes) if not gene.inner)
 
     @property
+    def bidirectional(self) -> bool:
+        """Whether some block looks ahead always, so that the model cannot decode."""
+        return any(block_info(gene.block).bidirectional for gene in nested(self.genes))
+
+    @property
     def frame(self) -> dict[str, Value]:
         """What stands around the stack, by name."""
         return {name: getattr(self, name) for name in FRAME}
@@ -185,6 +190,8 @@ class Genome:
                 {"repeat": count, "pattern": pattern} if count > 1 else {"pattern": pattern}
             )
         changed = {k: _plain(v) for k, v in self.frame.items() if v != FRAME[k].default}
+        if self.bidirectional:
+            changed["causal"] = False
         model = {"d_model": self.d_model, **changed, "stack": stack}
         space: dict[str, Any] = {"version": 1, "name": self.key}
         return space | ({"define": define} if define else {}) | {"model": model}

@@ -94,7 +94,13 @@ class Model(nn.Module):
         return self._logits(self._answers(last_BTD))
 
     def start(self, batch: int, context: int) -> Decoding:
-        """The decode state before the first token, for at most `context` tokens."""
+        """The decode state before the first token, for at most `context` tokens.
+
+        Raises:
+            BlockError: if a block always looks ahead.
+        """
+        if self.genome.bidirectional:
+            raise BlockError(f"{self.genome.text()} looks ahead, so it cannot decode")
         places = context * (1 + self.genome.pause_tokens)
         return Decoding(self.stack.init_state(batch, places), context)
 

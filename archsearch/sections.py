@@ -73,6 +73,9 @@ class ModelSection(Section):
     """Chance that training skips the last branch, less for earlier ones (LayerSkip)."""
     exit_loss: Annotated[Dim, choices(FRAME["exit_loss"])] = one(0.0)
     """Weight of the losses of early exits in training (LayerSkip)."""
+    causal: bool = True
+    """Whether every block must be causal. false: blocks may look ahead (encoders); such a model
+    cannot decode, and solves tasks that show later tokens by looking at them."""
     stack: list[StageSection] = Field(min_length=1)
     """The stages, from input to output."""
 

@@ -120,6 +120,13 @@ class _Reader:
         document.stop_if_wrong()
         assert file is not None  # a document without problems is a valid file
         self.stack.warn_unused()
+        leaking = [task.name for task in tasks if task.readout == "token"]
+        if not file.model.causal and leaking:
+            self.stack.warn(
+                ("model", "causal"),
+                f"a model that looks ahead may read the answers of {', '.join(leaking)}",
+                key=True,
+            )
         match, model = None, file.model
         if file.match:
             ((name, target),) = file.match.targets.items()

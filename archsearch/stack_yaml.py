@@ -38,6 +38,8 @@ class StackReader:
         define = data.get("define") if isinstance(data, dict) else None
         self.define: dict[str, Any] = define if isinstance(define, dict) else {}
         self._before: list[str] = []
+        model = data.get("model") if isinstance(data, dict) else None
+        self._causal = not (isinstance(model, dict) and model.get("causal") is False)
         self._read: dict[str, list[Option]] = {}
         self._reading: list[str] = []
 
@@ -86,7 +88,7 @@ class StackReader:
             path = ("define", name)
             reused = any(other[:2] == path for other in self.document.reused)
             if name not in self.used and not reused:
-                self._warn(path, f"the definition '{name}' is never used", key=True)
+                self.warn(path, f"the definition '{name}' is never used", key=True)
 
     def _check_depth(self, stages: list[Stage]) -> None:
         most = sum(_most(stage.repeat) * _deepest(stage.pattern) for stage in stages)
@@ -176,7 +178,7 @@ class StackReader:
                 path, "an empty choice", f"known blocks: {', '.join(block_names())}, none"
             )
         if len(data) == 1:
-            self._warn(path, "a list with one element is not searched")
+            self.warn(path, "a list with one element is not searched")
         options: list[Option] = []
         for i, item in enumerate(data):
             for option in self._option(item, (*path, i)):
@@ -215,6 +217,9 @@ class StackReader:
             document.problem(spot, message)
             return []
         info = None if name == "none" else block_info(name)
+        if info and info.bidirectional and self._causal:
+            hint = "`causal: false` under `model` allows it"
+            document.problem(spot, f"'{name}' looks ahead: it is not causal", hint, key=at_key)
         dims = info.dims if info else {}
         inner = self._held(name, params, spot) if info and info.wraps else ()
         chosen = []
@@ -299,10 +304,11 @@ class StackReader:
             self.document.misfit(path, error.parts)
             return Dim(options=(legal.default,))
         if isinstance(data, list) and len(data) == 1:
-            self._warn(path, "a list with one element is not searched")
+            self.warn(path, "a list with one element is not searched")
         return dim
 
-    def _warn(self, path: Path, message: str, *, key: bool = False) -> None:
+    def warn(self, path: Path, message: str, *, key: bool = False) -> None:
+        """Note what is legal and probably not meant."""
         spot = self.document.spot(path, key=key)
         self.warnings.append(f"{spot.source}:{spot.line + 1}:{spot.column + 1}: {message}")
 

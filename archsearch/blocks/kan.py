@@ -31,9 +31,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State
-from archsearch.blocks.activations import cox_de_boor
 from archsearch.cost import Cost
 from archsearch.dims import real, whole
+from archsearch.layers.activations import cox_de_boor
 
 TILE = 1 << 16
 """Numbers worked on at once: the temporaries of a tile stay in the cache of a core."""

@@ -6,15 +6,16 @@
     S_t = a_t S_(t-1) + dt_t B_t x_t^T,   y_t = S_t^T C_t + D x_t
     o = W_out (norm * RMSNorm(y * silu(z)))
 
+With `neg_eigval`, a_t = 2 exp(-exp(A_log) dt_t) - 1 and all else as it is (Grazzi et al. 2024,
+arXiv 2411.12537): a layer can then follow the parity of a bit string, which one with decays above 0
+cannot.
+
 The RMSNorm runs over the channels of each group, after the gate; head h reads B and C of group
 h // (H / G). Names and row order are those of `mamba_ssm.Mamba2`. The convolution starts with
 bias 0, where mamba_ssm draws it as the weights.
 
-`forward` cuts the sequence into chunks (section 6): inside a chunk the outputs are a masked matrix
-product, between chunks only the state at the border is passed on.
-
 Shapes: B batch, T time, D model width, E inner width, H heads, P head width, G groups, N state
-size, C channels of the convolution (E + 2GN), I chunks, Q time in a chunk.
+size, C channels of the convolution (E + 2GN).
 """
 
 from __future__ import annotations
@@ -28,12 +29,10 @@ from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, ones, require, zeros
 from archsearch.cost import Cost
-from archsearch.dims import whole
-
-CHUNK = 64
-"""Longest chunk. It has no effect on values; 32 to 128 are equally fast on a CPU."""
-FORGOTTEN = -30.0
-"""Log decay in one step below which the past is gone (1e-13): keeps the sums over a chunk exact."""
+from archsearch.dims import choice, whole
+from archsearch.kernels.conv_silu import conv_silu
+from archsearch.kernels.gated_norm import gated_norm, gated_norm_ref
+from archsearch.kernels.ssd import flops, ssd
 
 
 def draw_conv(w: Tensor, g: Generator) -> Tensor:
@@ -70,6 +69,8 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         """Length of the causal convolution."""
         groups: int = whole(1, 64, default=1)
         """Sets of B and C, each shared by heads / groups heads."""
+        neg_eigval: bool = choice(False, True, default=False)
+        """Decays from -1 to 1 in place of 0 to 1, so that a state can change its sign."""
 
     roles = {
         "in_proj.weight": Role.hidden("inner", "model"),
@@ -86,6 +87,7 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         super().__init__()
         inner = config.expand * width
         self.heads, self.groups = inner // config.head_dim, config.groups
+        self.neg_eigval = config.neg_eigval
         bc = config.groups * config.d_state
         self.split = [inner, inner + 2 * bc, self.heads], [inner, bc, bc]
         channels = inner + 2 * bc
@@ -98,18 +100,18 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         self.out_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
-        z_BTE, xBC_BTC, dt_BTH = self.in_proj(x_BTD).split(self.split[0], -1)
-        xBC_BCT = F.pad(xBC_BTC.mT, (self.conv1d.kernel_size[0] - 1, 0))
-        xBC_BTC = F.silu(self.conv1d(xBC_BCT)).mT
-        x_BTE, B_BTC, C_BTC = xBC_BTC.split(self.split[1], -1)
+        # three products: to cut the result of one would cost a pass over its gradient
+        rows = self.in_proj.weight.split(self.split[0])
+        z_BTE, xBC_BTC, dt_BTH = (F.linear(x_BTD, weight) for weight in rows)
+        filter_CK, bias_C = self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias")
+        x_BTE, B_BTC, C_BTC = conv_silu(xBC_BTC, filter_CK, bias_C, self.split[1])
         x_BTHP = x_BTE.unflatten(-1, (self.heads, -1))
         B_BTGN, C_BTGN = (x.unflatten(-1, (self.groups, -1)) for x in (B_BTC, C_BTC))
         dt_BTH = F.softplus(dt_BTH + self.dt_bias)
-        log_a_BTH = dt_BTH * -self.A_log.exp()
-        y_BTHP = ssd(x_BTHP, dt_BTH, log_a_BTH, B_BTGN, C_BTGN)
-        y_BTE = torch.addcmul(y_BTHP, x_BTHP, self.D[:, None]).flatten(-2)
+        y_BTHP = ssd(x_BTHP, dt_BTH, self._decay(dt_BTH), B_BTGN, C_BTGN, self.D)
+        y_BTE = gated_norm(y_BTHP.flatten(-2), z_BTE, self.groups)
         # the gain goes into the matrix: two passes less over a (B, T, E) tensor
-        return F.linear(self._gated(y_BTE, z_BTE), self.out_proj.weight * self.norm.weight)
+        return F.linear(y_BTE, self.out_proj.weight * self.norm.weight)
 
     def init_state(self, batch: int, context: int) -> State:
         channels, _, kernel = self.conv1d.weight.shape
@@ -130,17 +132,16 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
             x.unflatten(-1, (self.groups, -1)).repeat_interleave(shared, 1) for x in (B_BC, C_BC)
         )
         dt_BH = F.softplus(dt_BH + self.dt_bias)
-        a_BH11 = (dt_BH * -self.A_log.exp()).exp()[..., None, None]
+        a_BH11 = self._decay(dt_BH)[..., None, None]
         added_BHPN = (dt_BH[..., None] * x_BHP)[..., None] * B_BHN[:, :, None]
         ssm_BHPN = torch.addcmul(added_BHPN, state["ssm"], a_BH11)
         y_BHP = (ssm_BHPN @ C_BHN[..., None])[..., 0] + self.D[:, None] * x_BHP
-        y_BE = self._gated(y_BHP.flatten(-2), z_BE) * self.norm.weight
+        y_BE = gated_norm_ref(y_BHP.flatten(-2), z_BE, self.groups) * self.norm.weight
         return self.out_proj(y_BE), {"conv": seen_BCK[..., 1:], "ssm": ssm_BHPN}
 
-    def _gated(self, y: Tensor, z: Tensor) -> Tensor:
-        """RMSNorm of the gated output over each group, without the gain."""
-        y = (y * F.silu(z)).unflatten(-1, (self.groups, -1))
-        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5)).flatten(-2)
+    def _decay(self, dt: Tensor) -> Tensor:
+        a = (dt * -self.A_log.exp()).exp()
+        return 2 * a - 1 if self.neg_eigval else a
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         (E, C, H), (_, GN, _), G = self.split[0], self.split[1], self.groups
@@ -164,6 +165,7 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
             C_BHN = c_BC[:, E + GN :].reshape(-1, G, GN // G)[:, group_H]
             dt_BH = torch.log1p(torch.exp(dt_BH + self.dt_bias))
             a_BH = torch.exp(-torch.exp(self.A_log) * dt_BH)
+            a_BH = 2 * a_BH - 1 if self.neg_eigval else a_BH
             input_BHPN = torch.einsum("bh,bhp,bhn->bhpn", dt_BH, x_BHP, B_BHN)
             S_BHPN = a_BH[:, :, None, None] * S_BHPN + input_BHPN
             y_BHP = torch.einsum("bhpn,bhn->bhp", S_BHPN, C_BHN) + self.D[:, None] * x_BHP
@@ -178,12 +180,12 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         channels = E + 2 * GN
         matrices = width * (E + channels + H) + E * width
         params = matrices + channels * (config.conv + 1) + 3 * H + E
-        chunks, Q = _chunks(seq_len)
-        scan = chunks * 2 * Q * (GN + E) + (chunks - 1) * 4 * E * config.d_state
         return Cost(
             params=params,
             active_params=params,
-            flops=2 * matrices + 2 * config.conv * channels + scan * Q / seq_len,
+            flops=2 * matrices
+            + 2 * config.conv * channels
+            + flops(seq_len, E, GN, config.d_state) / seq_len,
             state_bytes=4 * (E * config.d_state + (config.conv - 1) * channels),
         )
 
@@ -195,60 +197,6 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         heads = inner // config.head_dim
         why = f"does not divide the {heads} heads (inner width {inner} / {config.head_dim})"
         require(info, "groups", config.groups, divisors(heads), why)
-
-
-def ssd(
-    x_BTHP: Tensor, dt_BTH: Tensor, log_a_BTH: Tensor, B_BTGN: Tensor, C_BTGN: Tensor
-) -> Tensor:
-    """y_t = S_t^T C_t with S_t = exp(log_a_t) S_(t-1) + dt_t B_t x_t^T and S_(-1) = 0.
-
-    Decays are only ever formed as exp of a sum that is at most 0, so nothing overflows.
-
-    Returns:
-        y_BTHP.
-    """
-    time, groups = B_BTGN.shape[1:3]
-    chunks, Q = _chunks(time)
-    tail = chunks * Q - time
-    if tail:
-        # dt = 0 and log a = 0: what is padded changes no state
-        x_BTHP, B_BTGN, C_BTGN = (
-            F.pad(x, (0, 0) * 2 + (0, tail)) for x in (x_BTHP, B_BTGN, C_BTGN)
-        )
-        dt_BTH, log_a_BTH = (F.pad(x, (0, 0, 0, tail)) for x in (dt_BTH, log_a_BTH))
-    chunked = [x.unflatten(1, (chunks, Q)).transpose(2, 3) for x in (x_BTHP, dt_BTH, log_a_BTH)]
-    x_BIHQP, dt_BIHQ, log_a_BIHQ = chunked
-    B_BIGQN, C_BIGQN = (x.unflatten(1, (chunks, Q)).transpose(2, 3) for x in (B_BTGN, C_BTGN))
-    x_BIHQP = x_BIHQP.contiguous() * dt_BIHQ[..., None]
-    sum_BIHQ = log_a_BIHQ.clamp(min=FORGOTTEN).cumsum(-1)
-    last_BIH1 = sum_BIHQ[..., -1:]
-
-    def per_head(x_BIGQ: Tensor, factor_BIHQ: Tensor) -> Tensor:
-        grouped = factor_BIHQ.unflatten(2, (groups, -1))
-        return (x_BIGQ[:, :, :, None] * grouped).flatten(2, 3)
-
-    future_QQ = x_BTHP.new_full((Q, Q), -math.inf).triu(1)
-    decay_BIHQQ = (sum_BIHQ[..., None] + (-sum_BIHQ)[..., None, :]).add_(future_QQ).exp_()
-    weight_BIHQQ = per_head(C_BIGQN @ B_BIGQN.mT, decay_BIHQQ)
-    y_BIHQP = weight_BIHQQ @ x_BIHQP
-    if chunks > 1:
-        keep_BIHQ1 = (last_BIH1 - sum_BIHQ)[:, :-1, ..., None].exp()
-        added_BIHNP = per_head(B_BIGQN[:, :-1], keep_BIHQ1).mT @ x_BIHQP[:, :-1]
-        carry_BIH11 = last_BIH1[:, 1:-1, ..., None].exp()
-        starts = [added_BIHNP[:, 0]]
-        # unbind: indexing in the loop would make the backward pass quadratic in chunks
-        for added, carry in zip(added_BIHNP.unbind(1)[1:], carry_BIH11.unbind(1), strict=True):
-            starts.append(torch.addcmul(added, starts[-1], carry))
-        read_BIHQN = per_head(C_BIGQN[:, 1:], sum_BIHQ[:, 1:, ..., None].exp())
-        carried_BIHQP = read_BIHQN @ torch.stack(starts, 1)
-        y_BIHQP = torch.cat((y_BIHQP[:, :1], y_BIHQP[:, 1:] + carried_BIHQP), 1)
-    return y_BIHQP.transpose(2, 3).flatten(1, 2)[:, :time]
-
-
-def _chunks(time: int) -> tuple[int, int]:
-    """How many chunks of which length, with as little padding as can be."""
-    count = math.ceil(time / CHUNK)
-    return count, math.ceil(time / count)
 
 
 def _sizes(width: int, config: Mamba2.Config) -> tuple[int, int, int]:

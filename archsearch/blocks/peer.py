@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, normal
-from archsearch.blocks.retrieval import ROLES, Retrieval, best_of_all, check_count, routing_cost
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
+from archsearch.layers.retrieval import ROLES, Retrieval, best_of_all, check_count, routing_cost
 
 ACT: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from archsearch.block import Block, Ctx, Role, State, normal
-from archsearch.blocks.retrieval import ROLES, Retrieval, best_of_all, check_count, routing_cost
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
+from archsearch.layers.retrieval import ROLES, Retrieval, best_of_all, check_count, routing_cost
 
 
 class PKM(Block, name="pkm", kind="ffn", paper="1907.05242"):

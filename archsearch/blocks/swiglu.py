@@ -2,7 +2,7 @@
 
 y = W_down (act(W_gate x) * W_up x). With `act: relu2` there is no gate: y = W_down relu(W_up x)^2
 (So et al. 2021, arXiv 2109.08668, section 3). With `act: spline` or `act: rational` act is learned,
-from SiLU on; see `archsearch.blocks.activations`.
+from SiLU on; see `archsearch.layers.activations`.
 
 Shapes: B batch, T time, D model width, F hidden width.
 """
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, require
-from archsearch.blocks.activations import (
+from archsearch.cost import Cost
+from archsearch.dims import choice, whole
+from archsearch.layers.activations import (
     Rational,
     Spline,
     activation,
     activation_params,
     learnable_roles,
 )
-from archsearch.cost import Cost
-from archsearch.dims import choice, whole
 
 
 class SwiGLU(Block, name="swiglu", kind="ffn", paper="2002.05202"):

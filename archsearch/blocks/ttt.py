@@ -32,7 +32,9 @@ from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, normal, ones, require, zeros
 from archsearch.blocks.mamba2 import draw_conv
-from archsearch.blocks.ttt_loops import (
+from archsearch.cost import Cost
+from archsearch.dims import choice, real, whole
+from archsearch.kernels.ttt import (
     EPS,
     LinearLoop,
     MLPLoop,
@@ -44,8 +46,6 @@ from archsearch.blocks.ttt_loops import (
     weigh,
     with_one,
 )
-from archsearch.cost import Cost
-from archsearch.dims import choice, real, whole
 
 THETA = 10_000.0
 EXPAND = 4

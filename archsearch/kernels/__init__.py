@@ -1,1 +1,1 @@
-"""Operations that several blocks share, one to a file."""
+"""Operations that blocks rest on, one to a file."""

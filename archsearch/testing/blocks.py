@@ -11,7 +11,7 @@ A case is a block at one width with one config. `cases` makes them from the sear
 the block declares, so nothing has to be added when a block or a dimension is.
 
 A block whose training pass looks ahead (`causal=False`) is held to causality, and to decoding like
-its forward pass, in eval mode.
+its forward pass, in eval mode; one that always does (`bidirectional=True`) to neither.
 """
 
 from __future__ import annotations
@@ -117,6 +117,8 @@ def equals_oracle(case: Case) -> None:
 
 def is_causal(case: Case) -> None:
     """No output depends on a later token or on how many tokens follow."""
+    if case.block.info.bidirectional:
+        return
     module, time = case.build(torch.float64, drawn=True), LENGTHS[-1]
     x_BTD, ctx = _inputs(case, time, torch.float64)
     other_BTD, other = _inputs(case, time, torch.float64, "other")
@@ -141,6 +143,8 @@ def is_causal(case: Case) -> None:
 
 def decodes(case: Case) -> None:
     """`step` over a sequence equals `forward`, for every use, and keeps the shape of its state."""
+    if case.block.info.bidirectional:
+        return
     for dtype, time, rtol in ((torch.float64, 70, 1e-9), (torch.float32, 40, 1e-5)):
         module = case.build(dtype, drawn=dtype == torch.float64)
         for use in range(case.uses):
@@ -156,10 +160,15 @@ def keeps_rows_apart(case: Case) -> None:
     module = case.build(torch.float64, drawn=True)
     x_BTD, ctx = _inputs(case, 20, torch.float64)
     with torch.no_grad():
-        both, steps = module(x_BTD, ctx), [y for y, _ in _decode(module, x_BTD, ctx, 20)]
+        both = module(x_BTD, ctx)
         for row in range(len(x_BTD)):
             own_x, own_ctx = x_BTD[row : row + 1], Ctx(ctx.embedding[row : row + 1])
             _close(module(own_x, own_ctx)[0], both[row], 1e-9, f"row {row} alone")
+        if case.block.info.bidirectional:
+            return
+        steps = [y for y, _ in _decode(module, x_BTD, ctx, 20)]
+        for row in range(len(x_BTD)):
+            own_x, own_ctx = x_BTD[row : row + 1], Ctx(ctx.embedding[row : row + 1])
             alone = [y for y, _ in _decode(module, own_x, own_ctx, 20)]
             own_steps = torch.stack(steps, 1)[row]
             _close(torch.stack(alone, 1)[0], own_steps, 1e-9, f"row {row} decoded alone")
@@ -184,6 +193,9 @@ def costs_what_it_says(case: Case) -> None:
             assert error <= 0.02 * measured, (
                 f"cost says {cost.flops:.0f} FLOPs per token at T={time}, measured {measured:.0f}"
             )
+            if block.info.bidirectional:
+                assert cost.state_bytes == 0, "a block that cannot decode has no state"
+                continue
             states = [module.init_state(1, time)]
             states += [s for _, s in _decode(module, x_BTD[:1], Ctx(ctx.embedding[:1]), time)]
         for step, state in enumerate(states):
@@ -345,6 +357,8 @@ def _flops(module: Block, x_BTD: Tensor, ctx: Ctx) -> int:
         return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    # torch's module tracker does not get over a view that could have a gradient
+    x_BTD, ctx = x_BTD.detach(), dataclasses.replace(ctx, embedding=ctx.embedding.detach())
     with FlopCounterMode(display=False, custom_mapping={kernel: attention}) as counter:
         module(x_BTD, ctx)
     return counter.get_total_flops()

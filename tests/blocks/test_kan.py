@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from archsearch.block import Ctx
-from archsearch.blocks.activations import cox_de_boor
 from archsearch.blocks.kan import KAN, KANLayer, features
+from archsearch.layers.activations import cox_de_boor
 from archsearch.testing.blocks import Case
 
 GRIDS = [

@@ -122,7 +122,7 @@ def test_the_first_step_is_the_same_with_sparse_gradients(monkeypatch, clip):
     """As far as a gradient is not so small that the two put epsilon in different places."""
     recipe = {"clip": clip, "weight_decay": 0.0, "lr": 0.01}
     dense = train(32, **recipe)
-    monkeypatch.setattr("archsearch.blocks.retrieval.SPARSE_FROM", 1)
+    monkeypatch.setattr("archsearch.layers.retrieval.SPARSE_FROM", 1)
     sparse = train(32, **recipe)
     for name, moved in dense.items():
         large = moved.abs() > 0.00999
@@ -139,7 +139,7 @@ def test_uses_of_shared_experts_add_their_sparse_gradients(monkeypatch):
         return {name: p.grad for name, p in model.named_parameters()}
 
     dense = gradients()
-    monkeypatch.setattr("archsearch.blocks.retrieval.SPARSE_FROM", 1)
+    monkeypatch.setattr("archsearch.layers.retrieval.SPARSE_FROM", 1)
     for name, gradient in gradients().items():
         assert gradient.is_sparse == (name.endswith(("down.weight", "up.weight")))
         torch.testing.assert_close(gradient.to_dense(), dense[name])
@@ -148,7 +148,7 @@ def test_uses_of_shared_experts_add_their_sparse_gradients(monkeypatch):
 def test_later_steps_leave_out_what_they_do_not_meet(monkeypatch):
     """A dense optimizer moves a row on for as long as its moments last."""
     dense = train(32, steps=5)["blocks.0.up.weight"]
-    monkeypatch.setattr("archsearch.blocks.retrieval.SPARSE_FROM", 1)
+    monkeypatch.setattr("archsearch.layers.retrieval.SPARSE_FROM", 1)
     sparse = train(32, steps=5)["blocks.0.up.weight"]
     assert sparse.abs().sum() < dense.abs().sum()
     assert torch.equal((sparse != 0).any(1), (dense != 0).any(1))

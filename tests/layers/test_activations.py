@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from archsearch.block import BlockError, init_weights
-from archsearch.blocks.activations import (
+from archsearch.blocks.swiglu import SwiGLU
+from archsearch.layers.activations import (
     Rational,
     Spline,
     activation,
@@ -13,7 +14,6 @@ from archsearch.blocks.activations import (
     cox_de_boor,
     learnable_roles,
 )
-from archsearch.blocks.swiglu import SwiGLU
 from archsearch.testing.blocks import Case
 
 NAMES = ("spline", "rational")
