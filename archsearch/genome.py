@@ -61,7 +61,7 @@ class Gene:
 
     @classmethod
     def of(
-        cls, block: str, share: str | None = None, inner: Sequence[Gene] = (), **params: Value
+        cls, block: str, share: str | None = None, inner: Sequence[Gene] = (), /, **params: Value
     ) -> Gene:
         """A gene in canonical form, its parameters checked and completed.
 
@@ -262,7 +262,7 @@ def _longest(numbers: list[int], most: int) -> tuple[int, int]:
     return best
 
 
-def _kept(gene: Gene) -> Gene | None:
+def kept(gene: Gene) -> Gene | None:
     """The gene without what nobody reads within it; None for a wrapper that holds nothing."""
     info = block_info(gene.block)
     if info.wraps is None:
@@ -273,9 +273,7 @@ def _kept(gene: Gene) -> Gene | None:
         if info.wraps == "set" and block_info(held.block).joins == "next":
             why = "whose output goes to the next block alone"
             raise SpaceError(f"'{gene.block}' cannot hold '{held.block}', {why}")
-    inner = _read([kept for held in gene.inner if (kept := _kept(held))])
-    if info.wraps == "set":
-        inner.sort(key=lambda g: json.dumps(_gene_json(g), sort_keys=True))
+    inner = _read([left for held in gene.inner if (left := kept(held))])
     return dataclasses.replace(gene, inner=tuple(inner)) if inner else None
 
 
@@ -294,13 +292,13 @@ def _wired(genes: Sequence[Gene]) -> tuple[Gene, ...]:
         if any(type(n) is not int or not 0 <= n <= index for n in gene.inputs):
             what = ", ".join(map(str, gene.inputs))
             raise SpaceError(f"gene {index + 1} cannot read {what}; legal: 0 to {index}")
-        kept = _kept(gene)
-        if kept:
+        left_of_it = kept(gene)
+        if left_of_it:
             numbers = streams(done)
             reads = sorted({numbers[left[n]] for n in gene.inputs})
             inputs = () if reads == [numbers[-1]] else tuple(reads)
             combine = gene.combine if len(inputs) > 1 else "add"
-            done.append(dataclasses.replace(kept, inputs=inputs, combine=combine))
+            done.append(dataclasses.replace(left_of_it, inputs=inputs, combine=combine))
         left.append(len(done))
     return tuple(_read(done))
 
@@ -314,20 +312,58 @@ def streams(genes: Sequence[Gene]) -> list[int]:
     return numbers
 
 
-def _named(genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
-    """With shared weights named A, B, ... in order of first use, and those used once unnamed."""
+def _named(genes: Sequence[Gene]) -> tuple[Gene, ...]:
+    """With shared weights named A, B, ... in order of first use, and those used once unnamed.
+
+    What stands side by side is sorted, in an order that the names given to shared weights leave
+    alone, but where nothing else tells them apart.
+    """
+    often = {share for share, uses in sharing(genes).items() if len(uses) > 1}
+    genes = [_renamed(gene, {share: share for share in often}) for gene in genes]
+    places: dict[str, list[str]] = {}
+    for index, gene in enumerate(genes):
+        _note(gene, str(index), places)
+    genes = [_sorted(gene, places) for gene in genes]
     members = sharing(genes)
     for share, uses in members.items():
         if len({dataclasses.replace(use, inputs=(), combine="add") for use in uses}) > 1:
             raise SpaceError(f"the blocks that share the weights '{share}' differ")
-    kept = [share for share, uses in members.items() if len(uses) > 1]
-    names = {share: _letter(i) for i, share in enumerate(kept)}
+    names = {share: _letter(i) for i, share in enumerate(members)}
+    return tuple(_renamed(gene, names) for gene in genes)
 
-    def rename(gene: Gene) -> Gene:
-        inner = tuple(rename(g) for g in gene.inner)
-        return dataclasses.replace(gene, share=names.get(gene.share or ""), inner=inner)
 
-    return tuple(rename(gene) for gene in genes)
+def _renamed(gene: Gene, names: Mapping[str, str]) -> Gene:
+    inner = tuple(_renamed(g, names) for g in gene.inner)
+    return dataclasses.replace(gene, share=names.get(gene.share or ""), inner=inner)
+
+
+def _content(gene: Gene) -> str:
+    """The gene in words that no name of shared weights and no order side by side changes."""
+    inner = [_content(g) for g in gene.inner]
+    inner = sorted(inner) if block_info(gene.block).wraps == "set" else inner
+    return json.dumps([gene.block, gene.params, bool(gene.share), inner])
+
+
+def _note(gene: Gene, place: str, places: dict[str, list[str]]) -> None:
+    """Note where each set of shared weights is used."""
+    if gene.share:
+        places.setdefault(gene.share, []).append(place)
+    for index, held in enumerate(gene.inner):
+        beside = block_info(gene.block).wraps == "set"
+        _note(held, f"{place}.{_content(held) if beside else index}", places)
+
+
+def _sorted(gene: Gene, places: Mapping[str, list[str]]) -> Gene:
+    """The gene with everything that stands side by side in order."""
+
+    def rank(held: Gene) -> tuple[str, list[list[str]], list[str]]:
+        shares = [g.share for g in nested([held]) if g.share]
+        return _content(held), [sorted(places[share]) for share in shares], shares
+
+    inner = [_sorted(held, places) for held in gene.inner]
+    if block_info(gene.block).wraps == "set":
+        inner.sort(key=rank)
+    return dataclasses.replace(gene, inner=tuple(inner))
 
 
 def _gene_json(gene: Gene) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.dims import Dim, Value, one
-from archsearch.genome import FRAME, Gene, Genome
+from archsearch.genome import FRAME, Gene, Genome, kept
 
 if TYPE_CHECKING:
     import random
@@ -320,7 +320,8 @@ def _genes(
         if option.block is not None and repeats:
             gene = _gene(option, here, pick, shared)
             combine = pick(f"{here}.combine", slot.combine) if len(slot.inputs) > 1 else "add"
-            genes += [(replace(gene, combine=str(combine)), slot.inputs)] * repeats
+            if kept(gene):  # a wrapper that holds nothing is no gene
+                genes += [(replace(gene, combine=str(combine)), slot.inputs)] * repeats
     return genes
 
 
