@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from archsearch.canonical import streams
 from archsearch.catalogue import block_info
 from archsearch.dims import one
-from archsearch.genome import FRAME, streams
+from archsearch.genome import FRAME
 from archsearch.space import (
     Decisions,
     Option,
@@ -246,13 +247,25 @@ def _matches(
         if shares is None or replace(other, **_own(gene)) != gene:
             return
         bound = shares
-    chosen = _chosen(option, base, values)
-    if not info.wraps:
+    ways = [(bound, _chosen(option, base, values))]
+    fresh = [name for i, name in enumerate(names) if name is None or name not in names[:i]]
+    known = dict(place.shared)
+    for _ in (name for name in fresh if info.wraps and name not in known):
+        ways = list(_filled(ways, option, gene, base, walk.answers))
+    for bound, chosen in ways:
         yield after, bound, chosen
-        return
-    for inner in permutations(gene.inner) if info.wraps == "set" else (gene.inner,):
-        for held in _held(option, inner, base, walk.answers, bound):
-            yield after, held.place.shared, chosen | held.answers
+
+
+def _filled(
+    ways: list[tuple[_Shared, Decisions]], option: Option, gene: Gene, base: str, answers: Decisions
+) -> Iterator[tuple[_Shared, Decisions]]:
+    """The ways that go on with weights of its own for what the wrapper `gene` holds."""
+    beside = block_info(gene.block).wraps == "set"
+    for bound, chosen in ways:
+        for inner in permutations(gene.inner) if beside else (gene.inner,):
+            for held in _held(option, inner, base, answers | chosen, bound):
+                if all(chosen.get(question, a) == a for question, a in held.answers.items()):
+                    yield held.place.shared, chosen | held.answers
 
 
 def _held(

@@ -14,8 +14,9 @@ from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
+from archsearch.canonical import kept
 from archsearch.dims import Dim, Value, one
-from archsearch.genome import FRAME, Gene, Genome, kept
+from archsearch.genome import FRAME, Gene, Genome
 
 if TYPE_CHECKING:
     import random

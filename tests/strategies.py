@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
+from archsearch.canonical import nested
 from archsearch.catalogue import block_info
 from archsearch.errors import SpaceError
-from archsearch.genome import COMBINE, FRAME, Gene, Genome, nested
+from archsearch.genome import COMBINE, FRAME, Gene, Genome
 from archsearch.space_yaml import Experiment, parse
 from archsearch.stack_yaml import RESERVED, SLOT_KEYS
 
@@ -23,7 +24,8 @@ VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
         "qkv_bias": (False, True), "window": (None, 3, 5),
     },
     "kan": {"grid": (3, 4), "order": (1, 3), "mult": (1, 2)},
-    "mamba2": {"d_state": (4, 8, 64), "head_dim": (4, 8), "expand": (1, 2), "conv": (1, 2, 4)},
+    "mamba2": {"d_state": (4, 8, 64), "head_dim": (4, 8), "expand": (1, 2), "conv": (1, 2, 4),
+               "neg_eigval": (False, True)},
     "moe": {
         "experts": (3, 4), "top_k": (1, 2), "mult": (0.5, 1.0), "shared": (0, 1),
         "router": ("softmax", "sigmoid", "noisy_top_k"), "renormalise": (True, False),

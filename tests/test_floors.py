@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    0: "errors dims cost seeds words catalogue genome expr drawing",
+    0: "errors dims cost seeds words catalogue canonical genome expr drawing",
     1: "block wrapper kernels layers",
     2: "blocks",
     3: "choices sections yaml_source stack_yaml space_yaml space locate library schema "

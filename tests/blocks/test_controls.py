@@ -124,6 +124,9 @@ def test_a_block_that_looks_ahead_in_training_alone_passes_when_it_says_so(law):
         def forward(self, x_BTD, ctx):
             return super().forward(x_BTD.roll(-1, 1) if self.training else x_BTD, ctx)
 
+        def oracle(self, x_BTD, ctx):
+            return super().oracle(x_BTD.roll(-1, 1) if self.training else x_BTD, ctx)
+
     law(case(Ahead))
     if law in (laws.is_causal, laws.decodes):
         Ahead.info = SwiGLU.info

@@ -112,7 +112,10 @@ def train(keys, steps=1, **recipe):
 
 def test_a_step_with_a_million_experts_moves_those_that_were_met_alone():
     moved = train(1024)
-    rows = [(moved[f"blocks.0.{t}.weight"] != 0).any(1).nonzero()[:, 0] for t in ("down", "up")]
+    rows = [
+        (moved[f"stack.branches.0.block.{t}.weight"] != 0).any(1).nonzero()[:, 0]
+        for t in ("down", "up")
+    ]
     assert 0 < len(rows[0]) <= 4 * 16 * 2 * 4
     assert torch.equal(rows[0], rows[1])
 
@@ -147,9 +150,9 @@ def test_uses_of_shared_experts_add_their_sparse_gradients(monkeypatch):
 
 def test_later_steps_leave_out_what_they_do_not_meet(monkeypatch):
     """A dense optimizer moves a row on for as long as its moments last."""
-    dense = train(32, steps=5)["blocks.0.up.weight"]
+    dense = train(32, steps=5)["stack.branches.0.block.up.weight"]
     monkeypatch.setattr("archsearch.layers.retrieval.SPARSE_FROM", 1)
-    sparse = train(32, steps=5)["blocks.0.up.weight"]
+    sparse = train(32, steps=5)["stack.branches.0.block.up.weight"]
     assert sparse.abs().sum() < dense.abs().sum()
     assert torch.equal((sparse != 0).any(1), (dense != 0).any(1))
 

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from archsearch.block import Ctx
-from archsearch.blocks import ttt_loops
 from archsearch.blocks.ttt import TTT
 from archsearch.errors import BlockError
+from archsearch.kernels import ttt as ttt_loops
 from archsearch.testing.blocks import Case, equals_oracle
 
 INNER = pytest.mark.parametrize("inner", ["linear", "mlp"])
