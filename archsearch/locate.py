@@ -55,6 +55,8 @@ class _Place(NamedTuple):
     """The gene at which the repeat began."""
     ends: tuple[tuple[str, int], ...] = ()
     """For each stage that a slot reads, the gene at which it ended."""
+    spelled: tuple[int, ...] = ()
+    """The slots that later repeats fill alike, one for each gene, where some read elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ def _next(walk: _Walk, stage: Stage, genes: tuple[Gene, ...]) -> Iterator[_Walk]
         ended = _answer(f"{stage.name}.repeat", stage.repeat, place.repeat)
         ends = place.ends + (((stage.name, place.gene),) if stage.name in walk.read else ())
         after = place._replace(
-            stage=place.stage + 1, repeat=0, began=place.gene, plan=None, ends=ends
+            stage=place.stage + 1, repeat=0, began=place.gene, plan=None, ends=ends, spelled=()
         )
         yield _Walk(after, walk.answers | ended, read=walk.read)
     if not any(isinstance(r, int) and r > place.repeat for r in counts):
@@ -191,11 +193,14 @@ def _fill(
             for gene, shared, chosen in _matches(walk, option, base, names, genes)
             for combined in _reads(slot, path, place, genes[:gene])
         ]
+    alike = not place.repeat if once else place.plan is not None
+    tracked = alike and any(other.inputs != ("prev",) for other in stage.pattern)
     for gene, shared, chosen in ways:
         given = answers | chosen
         if all(walk.answers.get(question, answer) == answer for question, answer in given.items()):
             # a motif makes the same choices in every repeat
-            moved = place._replace(slot=place.slot + 1, gene=gene, shared=shared)
+            spelled = place.spelled + (place.slot,) * (tracked * (gene - place.gene))
+            moved = place._replace(slot=place.slot + 1, gene=gene, shared=shared, spelled=spelled)
             yield _Walk(moved, walk.answers | given, motif, walk.read)
 
 

@@ -23,24 +23,46 @@ VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
         "theta": (10_000.0, 100.0, 500_000.0), "qk_norm": (False, True),
         "qkv_bias": (False, True), "window": (None, 3, 5),
     },
-    "kan": {"grid": (3, 4), "order": (1, 3), "mult": (1, 2)},
+    "gated_deltanet": {
+        "head_dim": (8, 16), "expand_k": (1.0, 2.0), "expand_v": (1, 2), "value_heads": (1, 2),
+        "conv": (1, 4), "beta": (1, 2), "decay": (True, False), "gate": (True, False),
+    },
+    "gla": {
+        "head_dim": (4, 8), "expand_k": (0.5, 1.0), "expand_v": (1, 2), "rank": (2, 4),
+        "decay": ("channel", "head", "fixed", "none"), "conv": (None, 2),
+        "feature": ("none", "elu", "relu"), "gate": (True, False),
+    },
+    "hyena": {
+        "filter_width": (4, 8), "filter_depth": (0, 1), "frequency": (1.0, 2.0), "bands": (1, 2),
+        "span": (16, 64), "conv": (1, 3),
+    },
+    "kan": {"grid": (3, 4), "order": (1, 3), "mult": (1, 2), "reach": (3.0, 2.0)},
+    "liquid_s4": {"d_state": (2, 4), "degree": (2, 3)},
+    "mamba1": {"d_state": (2, 4), "expand": (1, 2), "conv": (1, 4), "dt_ratio": (4, 16),
+               "norm": (False, True)},
     "mamba2": {"d_state": (4, 8, 64), "head_dim": (4, 8), "expand": (1, 2), "conv": (1, 2, 4),
                "neg_eigval": (False, True)},
     "moe": {
         "experts": (3, 4), "top_k": (1, 2), "mult": (0.5, 1.0), "shared": (0, 1),
         "router": ("softmax", "sigmoid", "noisy_top_k"), "renormalise": (True, False),
     },
-    "pkm": {"heads": (1, 2), "keys": (4, 6), "top_k": (1, 3), "key_width": (4, 6)},
+    "peer": {"heads": (1, 2), "keys": (4, 6), "top_k": (1, 3), "key_width": (4, 6),
+             "act": ("gelu", "silu", "relu")},
+    "pkm": {"heads": (1, 2), "keys": (4, 6), "top_k": (1, 3), "key_width": (4, 6),
+            "query_norm": ("layer", "rms", "none")},
+    "rwkv7": {"head_dim": (8, 16), "decay_rank": (2, 4), "rate_rank": (2, 4), "gate_rank": (2, 4)},
     "shared_attention": {
         "heads": (2, 4), "mult": (1, 2), "pos": ("none", "rope"), "theta": (10_000.0, 100.0),
         "lora_rank": (0, 2), "qkv_lora_rank": (0, 2),
     },
+    "short_conv": {"conv": (1, 3), "expand": (1, 2)},
     "skip": {"combine": ("add", "gate")},
     "swiglu": {
         "mult": (1, 2, 3), "act": ("silu", "gelu", "relu2", "spline", "rational"),
         "grid": (6, 12), "groups": (1, 2, 8),
     },
-    "ttt": {"head_dim": (4, 8), "mini_batch": (2, 4), "inner": ("linear", "mlp")},
+    "ttt": {"head_dim": (4, 8), "mini_batch": (2, 4), "inner": ("linear", "mlp"),
+            "pos": ("rope", "none"), "conv": (0, 3), "gate": (False, True)},
 }  # fmt: skip
 """For each block, values that can be built at every width of `WIDTHS` in every combination."""
 WRAPPERS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -50,9 +72,11 @@ WRAPPERS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 """The same for blocks that hold others."""
 FITTING: dict[str, dict[str, Any]] = {
-    "mamba2": {"head_dim": 4}, "pkm": {"keys": 4, "top_k": 1}, "ttt": {"head_dim": 4},
+    "armt": {"segment": 4}, "gated_deltanet": {"head_dim": 8}, "gla": {"head_dim": 4},
+    "mamba2": {"head_dim": 4}, "peer": {"keys": 4, "top_k": 1}, "pkm": {"keys": 4, "top_k": 1},
+    "rwkv7": {"head_dim": 8}, "ttt": {"head_dim": 4, "mini_batch": 4},
 }  # fmt: skip
-"""Where the defaults are made for larger widths, what must be given."""
+"""Where the defaults are made for larger widths or longer texts, what must be given."""
 AROUND: dict[str, tuple[Any, ...]] = {
     "norm": ("rms", "layer"), "norm_place": ("pre", "sandwich", "post"),
     "tie_embeddings": (False, True), "embedding_rank": (None, 4), "soft_cap": (None, 2.0),

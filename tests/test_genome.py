@@ -181,6 +181,55 @@ def test_the_text_of_a_genome():
 # One name for each model
 
 
+def reworded(gene, names, rng):
+    """The gene with other names of shared weights, and what stands side by side in another order."""
+    inner = [reworded(held, names, rng) for held in gene.inner]
+    if block_info(gene.block).wraps == "set":
+        rng.shuffle(inner)
+    return replace(gene, share=names.get(gene.share), inner=tuple(inner))
+
+
+def tangled(rng):
+    """Wrappers that hold wrappers that hold shared weights, of which some hold shared weights."""
+    bodies = [Gene.of("swiglu", share) for share in ("p", "q", "r", None)]
+    bodies += [Gene.of("parallel", "v", [bodies[0], bodies[1], bodies[1]])]
+    bodies += [Gene.of("loop", "w", [bodies[0], bodies[2]])]
+
+    def one(depth):
+        if depth == 0 or rng.random() < 0.5:
+            return rng.choice(bodies)
+        held = [one(depth - 1) for _ in range(rng.randint(1, 4))]
+        return Gene.of(rng.choice(["parallel", "loop", "mod"]), None, held)
+
+    return tuple(one(3) for _ in range(rng.randint(1, 5)))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_the_order_of_a_set_and_the_names_of_shared_weights_change_no_key(seed):
+    rng = random.Random(seed)
+    genes = tangled(rng)
+    genome, shares = Genome(16, genes), list("pqrvw")
+    for _ in range(3):
+        names = dict(zip(shares, rng.sample("abcde", 5), strict=True))
+        other = Genome(16, tuple(reworded(gene, names, rng) for gene in genes))
+        assert other == genome
+        assert other.key == genome.key
+    assert replace(genome) == genome
+    assert Genome.from_json(genome.to_json()) == genome
+    assert parsed(genome.to_space()).space.resolve(lambda path, dim: dim.first) == genome
+
+
+def test_order_matters_where_one_comes_after_the_other():
+    held = [Gene.of("swiglu"), Gene.of("attention", heads=2)]
+    chain, other = (Genome(16, (Gene.of("loop", None, h),)) for h in (held, held[::-1]))
+    assert chain != other
+
+
+def test_random_genomes_hold_every_block():
+    causal = {name for name in block_names() if not block_info(name).bidirectional}
+    assert {*VALUES, *WRAPPERS} == causal
+
+
 @many
 @given(genomes())
 def test_the_canonical_form_is_its_own_canonical_form(genome):
