@@ -182,7 +182,7 @@ def test_the_text_of_a_genome():
 
 
 def reworded(gene, names, rng):
-    """The gene with other names of shared weights, and what stands side by side in another order."""
+    """The gene with other names of shared weights and another order of what stands side by side."""
     inner = [reworded(held, names, rng) for held in gene.inner]
     if block_info(gene.block).wraps == "set":
         rng.shuffle(inner)
