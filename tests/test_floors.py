@@ -12,7 +12,7 @@ FLOORS = {
     1: "block wrapper kernels layers",
     2: "blocks",
     3: "choices sections yaml_source stack_yaml space_yaml space locate library schema "
-    "stack model rules",
+    "stack model rules fits",
     4: "train trial weights testing",
     5: "search",
     6: "export scale",
