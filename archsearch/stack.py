@@ -20,6 +20,7 @@ from archsearch.block import Block, Ctx, Role, State, block_class, ones, role_of
 from archsearch.canonical import nested, sharing
 from archsearch.catalogue import block_info
 from archsearch.cost import NOTHING, Cost, Held
+from archsearch.kernels.rms_norm import RMSNorm
 from archsearch.wrapper import Inner
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ def make_norm(genome: Genome) -> nn.Module:
     """The norm that a genome has around its branches."""
     if genome.norm == "layer":
         return nn.LayerNorm(genome.d_model)
-    return nn.RMSNorm(genome.d_model, eps=1e-5)
+    return RMSNorm(genome.d_model, eps=1e-5)
 
 
 NORM_ROLES = {

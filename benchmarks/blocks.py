@@ -11,8 +11,8 @@ pairs, with the quartiles:
     python benchmarks/blocks.py                        prints a table of all rows
     python benchmarks/blocks.py --only mamba2 --out f  some rows; writes figures as JSON to f
 
-A row for another block is one line in `ROWS`, and a function that builds the peer unless it is the
-floor. A peer that is not installed is skipped.
+A row for another block is one line in `ROWS`, and a function in `peers.py` that builds the peer. A
+peer that is not installed is skipped; `pip install archsearch[oracles]` brings them all.
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import peers
 import torch
-from torch import Tensor, nn
+from peers import Pass, Sides
 
-from archsearch.block import Block, Ctx, block_class, init_weights
+from archsearch.block import Block, block_class
+from archsearch.genome import Gene
+from archsearch.testing.cases import Case
 
-BATCH, WIDTH, PAIRS, SECONDS = 8, 128, 11, 0.1
-PACKAGES = ("archsearch", "torch", "transformers")
-Pass = Callable[[], object]
-"""One forward and backward pass."""
+PAIRS, SECONDS = 11, 0.1
+PACKAGES = (
+    "archsearch", "torch", "transformers", "mambapy", "peer-pytorch", "pykan", "fla-core",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,63 +50,39 @@ class Row:
     block: str
     config: dict[str, object]
     peer: str
-    build: Callable[[Block, int], Pass]
+    sides: Callable[[Block, int], Sides]
     """From our block and the length of the sequence."""
-    bound: float
+    bound: float | None
+    """None for a row that is for information."""
     lengths: tuple[int, ...] = (128, 512)
-
-
-def both(module: nn.Module, run: Callable[[Tensor], Tensor], time: int) -> Pass:
-    """Forward and backward through `run`, all gradients included, that of the input too."""
-    generator = torch.Generator().manual_seed(0)
-    x_BTD = torch.randn(BATCH, time, WIDTH, generator=generator, requires_grad=True)
-    dy_BTD = torch.randn(BATCH, time, WIDTH, generator=generator)
-    wanted = [x_BTD, *module.parameters()]
-    return lambda: torch.autograd.grad(run(x_BTD), wanted, dy_BTD)
-
-
-def ours(module: Block, time: int) -> Pass:
-    """The block itself."""
-    return both(module, lambda x_BTD: module(x_BTD, Ctx(x_BTD.detach())), time)
-
-
-def floor(module: Block, time: int) -> Pass:
-    """Every dense matrix of the block once, on inputs of its own."""
-    generator, sides = torch.Generator().manual_seed(0), []
-    for layer in (m for m in module.modules() if isinstance(m, nn.Linear)):
-        shapes = ((BATCH, time, n) for n in (layer.in_features, layer.out_features))
-        x, dy = (torch.randn(shape, generator=generator) for shape in shapes)
-        sides.append((layer, x.requires_grad_(), dy))
-
-    def run() -> None:
-        for layer, x, dy in sides:
-            torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)
-
-    return run
-
-
-def transformers_mamba2(module: Block, time: int, *, chunk: int) -> Pass:
-    """The Mamba-2 layer of transformers with the sizes of `MAMBA2`."""
-    from transformers import Mamba2Config
-    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
-
-    config = Mamba2Config(
-        hidden_size=WIDTH, state_size=64, head_dim=64, num_heads=4, n_groups=1, expand=2,
-        conv_kernel=4, chunk_size=chunk,
-    )  # fmt: skip
-    peer = Mamba2Mixer(config, layer_idx=0)
-    count = sum(p.numel() for p in module.parameters())
-    assert sum(p.numel() for p in peer.parameters()) == count, "another size"
-    return both(peer, peer, time)
+    holds: tuple[Gene, ...] = ()
+    """What a wrapper holds."""
 
 
 MAMBA2 = {"d_state": 64, "head_dim": 64, "expand": 2, "groups": 1}
+MAMBA1 = {"d_state": 16, "conv": 4, "expand": 2}
+TTT = {"head_dim": 32, "mini_batch": 16}
+PEER = {"heads": 8, "top_k": 16, "key_width": 64, "query_norm": "none"}
+KAN = {"mult": 1, "grid": 5, "order": 3}
+DENSE = (Gene.of("swiglu", mult=4),)
 ROWS = [
-    Row("mamba2", MAMBA2, "floor", floor, 3.5),
-    Row("mamba2", MAMBA2, "transformers", partial(transformers_mamba2, chunk=256), 2.5),
-    Row("mamba2", MAMBA2, "transformers, chunk 64", partial(transformers_mamba2, chunk=64), 1.3),
-    Row("attention", {"heads": 2}, "floor", floor, 2.0, lengths=(128,)),
-    Row("swiglu", {"mult": 2}, "floor", floor, 1.1, lengths=(128, 512)),
+    Row("mamba2", MAMBA2, "floor", peers.floor, 3.5),
+    Row("mamba2", MAMBA2, "transformers", partial(peers.transformers_mamba2, chunk=256), 2.5),
+    Row("mamba2", MAMBA2, "same, chunk 64", partial(peers.transformers_mamba2, chunk=64), 1.3),
+    Row("attention", {"heads": 2}, "floor", peers.attention_floor, 2.0, lengths=(128,)),
+    Row("attention", {"heads": 2}, "floor", peers.attention_floor, None, lengths=(512,)),
+    Row("swiglu", {"mult": 2}, "floor", peers.floor, 1.1),
+    Row("ttt", TTT | {"inner": "linear"}, "published code", peers.published_ttt, 1.7),
+    Row("ttt", TTT | {"inner": "mlp"}, "same, inner MLP", peers.published_ttt, None),
+    Row("peer", PEER | {"keys": 32}, "floor", peers.peer_floor, 5.0, lengths=(256,)),
+    Row("peer", PEER | {"keys": 32}, "peer-pytorch", peers.peer_pytorch, 5.0, lengths=(256,)),
+    Row("peer", PEER | {"keys": 128}, "same, 16,384", peers.peer_pytorch, 2.0, lengths=(256,)),
+    Row("kan", KAN, "floor", peers.kan_floor, 2.0),
+    Row("kan", KAN, "efficient-kan's form", peers.efficient_kan, 2.5),
+    Row("kan", KAN, "pykan", peers.pykan, 10.0, lengths=(128,)),
+    Row("gated_deltanet", {"head_dim": 32}, "fla, the rule alone", peers.fla_delta_rule, 4.0),
+    Row("mamba1", MAMBA1, "mambapy", peers.mambapy, 3.0, lengths=(256,)),
+    Row("mod", {"capacity": 0.125}, "the dense block", peers.dense, 6.0, holds=DENSE),
 ]
 
 
@@ -124,22 +103,21 @@ def main() -> None:
             print(line(figures[-1]), flush=True)
     if given.out:
         machine = {"cpu": cpu(), "system": platform.platform(), "threads": 1}
-        result = {"machine": machine, "versions": versions(), "batch": BATCH, "width": WIDTH}
+        result = {"machine": machine, "versions": versions(), "batch": peers.BATCH}
+        result |= {"width": peers.WIDTH}
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(result | {"rows": figures}, indent=2) + "\n")
 
 
 def measure(row: Row, length: int) -> dict[str, object]:
     """The figures of one row at one length, or why there are none."""
-    known = {k: v for k, v in asdict(row).items() if k not in ("build", "lengths")}
-    known |= {"time": length}
-    block = block_class(row.block)
-    module = block(WIDTH, block.Config(**row.config))
-    init_weights(module, block.roles, torch.Generator().manual_seed(0))
+    known = {k: getattr(row, k) for k in ("block", "config", "peer", "bound")} | {"time": length}
+    kind = block_class(row.block)
+    block = Case(kind, peers.WIDTH, kind.Config(**row.config), row.holds).build().train()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sides = ours(module, length), row.build(module, length)
+            sides = row.sides(block, length)
             counts = [repeats(side) for side in sides]
             pairs = [
                 [seconds(side, count) for side, count in zip(sides, counts, strict=True)]
@@ -149,14 +127,18 @@ def measure(row: Row, length: int) -> dict[str, object]:
         return known | {"skipped": f"{error.name or error} is not installed"}
     ratios = [a / b if row.peer == "floor" else b / a for a, b in pairs]
     low, median, high = statistics.quantiles(ratios, n=4)
-    return known | {
-        "ours_ms": 1e3 * min(a for a, _ in pairs),
-        "peer_ms": 1e3 * min(b for _, b in pairs),
+    best_ours, best_peer = (min(times) for times in zip(*pairs, strict=True))
+    figures = {
+        "ours_ms": 1e3 * best_ours,
+        "ours_tokens_per_second": peers.BATCH * length / best_ours,
+        "peer_ms": 1e3 * best_peer,
         "ratio": median,
         "quartiles": [low, high],
         "range": [min(ratios), max(ratios)],
-        "met": median <= row.bound if row.peer == "floor" else median >= row.bound,
     }
+    if row.bound is None:
+        return known | figures
+    return known | figures | {"met": (median <= row.bound) == (row.peer == "floor")}
 
 
 def repeats(side: Pass) -> int:
@@ -180,7 +162,7 @@ def line(row: dict[str, object]) -> str:
         return f"{start} skipped: {row['skipped']}"[:80]
     low, high = row["quartiles"]  # type: ignore[misc]
     sign = "<=" if row["peer"] == "floor" else ">="
-    verdict = f"{sign} {row['bound']}{'' if row['met'] else ' no'}"
+    verdict = f"{sign} {row['bound']}{'' if row['met'] else ' no'}" if row["bound"] else ""
     spread = f"{low:.2f}-{high:.2f}"  # type: ignore[has-type]
     return f"{start} {row['ours_ms']:7.2f} {row['ratio']:6.2f}  {spread:12} {verdict}"
 

@@ -87,6 +87,24 @@ def test_an_upward_import_is_caught():
     ]
 
 
+def of_blocks(source):
+    """The imports of a source that name a block's file."""
+    return [m for m in imports(source) if m.startswith("archsearch.blocks")]
+
+
+@pytest.mark.parametrize("path", sources("archsearch"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_block_is_found_by_entry_point_alone(path):
+    """What two blocks share stands in `kernels` or `layers`."""
+    assert of_blocks(path.read_text()) == []
+
+
+def test_a_block_that_imports_another_is_caught():
+    source = "from archsearch.blocks.mamba2 import draw_conv"
+    assert of_blocks(source) == ["archsearch.blocks.mamba2"]
+    assert of_blocks("import archsearch.blocks.gla as gla") == ["archsearch.blocks.gla"]
+    assert of_blocks("from archsearch.blocks import gla") == ["archsearch.blocks"]
+
+
 @pytest.mark.parametrize("path", sources("archsearch"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_tasks_and_spaces_are_found_by_entry_point_alone(path):
     packages = {module.split(".")[0] for module in imports(path.read_text())}

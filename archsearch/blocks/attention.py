@@ -19,14 +19,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, ones, require, zeros
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
-
-TILE = 64
-"""Fewest queries that share one slice of keys where a window is cut out of the sequence."""
+from archsearch.kernels.rope import rope
+from archsearch.kernels.softmax_attention import attend, pairs, recall
 
 
 class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
@@ -133,7 +131,7 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
         return Cost(
             params=matrices + vectors,
             active_params=matrices + vectors,
-            flops=2 * matrices + 4 * width * _pairs(seq_len, config.window) / seq_len,
+            flops=2 * matrices + 4 * width * pairs(seq_len, config.window) / seq_len,
             state_bytes=4 * kv * min(seq_len, config.window or seq_len),
         )
 
@@ -151,122 +149,3 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
         require(info, "heads", config.heads, legal, why)
         why = f"does not divide the {config.heads} query heads"
         require(info, "kv_heads", kv_heads, divisors(config.heads), why)
-
-
-def rope(x_BTHK: Tensor, position: int | Tensor, theta: float) -> Tensor:
-    """Turn channel pairs (i, i + K/2) by position * theta^(-2i/K); `position` as in `Ctx`.
-
-    Angles are at least fp32, whatever the type of x.
-    """
-    time, half = x_BTHK.shape[1], x_BTHK.shape[-1] // 2
-    exact, device = torch.promote_types(x_BTHK.dtype, torch.float32), x_BTHK.device
-    rate_I = theta ** (-torch.arange(half, dtype=exact, device=device) / half)
-    if isinstance(position, int):
-        position = torch.arange(position, position + time, device=device)
-    angle_T1I = position.to(exact)[..., None, None] * rate_I
-    cos_T1I, sin_T1I = angle_T1I.cos().to(x_BTHK.dtype), angle_T1I.sin().to(x_BTHK.dtype)
-    a_BTHI, b_BTHI = x_BTHK.chunk(2, -1)
-    turned_a = torch.addcmul(a_BTHI * cos_T1I, b_BTHI, sin_T1I, value=-1)
-    turned_b = torch.addcmul(b_BTHI * cos_T1I, a_BTHI, sin_T1I)
-    return torch.cat((turned_a, turned_b), -1)
-
-
-def attend(
-    q_BTHK: Tensor,
-    k_BTGK: Tensor,
-    v_BTGK: Tensor,
-    window: int | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """Causal softmax attention; `scale` is K^-1/2 unless given.
-
-    SDPA knows no window, and a mask costs as much as no window at all. So a long sequence is cut
-    into tiles of queries, each with the slice of keys that it can see.
-    """
-    time = q_BTHK.shape[1]
-    if window is None or window >= time:
-        return _sdpa(q_BTHK, k_BTGK, v_BTGK, None, scale)
-    tile = _tile(time, window)
-    if tile == time:
-        return _sdpa(q_BTHK, k_BTGK, v_BTGK, _band(q_BTHK, time, time, window), scale)
-    tiles = math.ceil(time / tile)
-    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, tiles * tile - time)) for x in (q_BTHK, k_BTGK, v_BTGK))
-    first = _sdpa(q[:, :tile], k[:, :tile], v[:, :tile], _band(q, tile, tile, window), scale)
-    seen = tile + window - 1
-    rest = _sdpa(
-        q[:, tile:].reshape(-1, tile, *q.shape[2:]),
-        _slices(k, tile, window),
-        _slices(v, tile, window),
-        _band(q, tile, seen, window),
-        scale,
-    )
-    return torch.cat((first, rest.reshape(len(q), -1, *q.shape[2:])), 1)[:, :time]
-
-
-def recall(
-    q_BHK: Tensor,
-    k_BGK: Tensor,
-    v_BGK: Tensor,
-    state: State,
-    seen: int,
-    scale: float | None = None,
-) -> Tensor:
-    """Softmax attention of one query over the cache, after its own key and value went in.
-
-    The cache, which has met `seen` tokens, is a ring: past its end the newest token takes the place
-    of the oldest.
-    """
-    slots = state["k"].shape[2]
-    state["k"][:, :, seen % slots] = k_BGK
-    state["v"][:, :, seen % slots] = v_BGK
-    k_BGSK, v_BGSK = (state[name][:, :, : seen + 1] for name in ("k", "v"))
-    grouped = q_BHK.shape[1] != k_BGK.shape[1]
-    y_BHTK = F.scaled_dot_product_attention(
-        q_BHK[:, :, None], k_BGSK, v_BGSK, scale=scale, enable_gqa=grouped
-    )
-    return y_BHTK[:, :, 0]
-
-
-def _sdpa(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_TS: Tensor | None, scale: float | None
-) -> Tensor:
-    y_BHTK = F.scaled_dot_product_attention(
-        q_BTHK.transpose(1, 2),
-        k_BSGK.transpose(1, 2),
-        v_BSGK.transpose(1, 2),
-        attn_mask=mask_TS,
-        is_causal=mask_TS is None,
-        scale=scale,
-        enable_gqa=q_BTHK.shape[2] != k_BSGK.shape[2],
-    )
-    return y_BHTK.transpose(1, 2)
-
-
-def _band(like: Tensor, time: int, seen: int, window: int) -> Tensor:
-    """Which of the last `seen` keys each of the last `time` queries may read."""
-    key_S = torch.arange(time - seen, time, device=like.device)
-    age_TS = torch.arange(time, device=like.device)[:, None] - key_S
-    return (age_TS >= 0) & (age_TS < window)
-
-
-def _slices(x_BTGK: Tensor, tile: int, window: int) -> Tensor:
-    """For every tile but the first: itself, after the window - 1 tokens before it."""
-    tiles = x_BTGK.unflatten(1, (-1, tile))
-    return torch.cat((tiles[:, :-1, tile - window + 1 :], tiles[:, 1:]), 2).flatten(0, 1)
-
-
-def _tile(time: int, window: int) -> int:
-    """Queries in a tile; all of them where smaller tiles save nothing."""
-    tile = max(TILE, window)
-    return tile if _tiled_pairs(time, window, tile) < time**2 else time
-
-
-def _tiled_pairs(time: int, window: int, tile: int) -> int:
-    return tile**2 + (math.ceil(time / tile) - 1) * tile * (tile + window - 1)
-
-
-def _pairs(time: int, window: int | None) -> int:
-    """Pairs of query and key that `attend` multiplies."""
-    if window is None or window >= time:
-        return time**2
-    return _tiled_pairs(time, window, _tile(time, window))

@@ -25,18 +25,18 @@ width, C channels of the convolution (2GK + HV), I chunks, Q time in a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, ones, require
-from archsearch.blocks.mamba2 import draw_conv, draw_dt_bias
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
+from archsearch.kernels.chunked_recurrence import border_states, unit_solve
+from archsearch.kernels.conv_silu import conv_silu
+from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
 CHUNK = 32
 """Longest chunk. It has no effect on values; 16 and 64 are slower on a CPU by a tenth."""
@@ -100,8 +100,7 @@ class GatedDeltaNet(Block, name="gated_deltanet", kind="mixer", paper="2412.0646
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         qkv_BTC, z_BTE, b_BTH, a_BTH = self.in_proj(x_BTD).split(self.rows, -1)
-        conv_silu: Callable[[Tensor, Tensor], Tensor] = ConvSilu.apply
-        qkv_BTC = conv_silu(qkv_BTC, self.conv1d.weight)
+        (qkv_BTC,) = conv_silu(qkv_BTC, self.conv1d.weight[:, 0], None, self.rows[:1])
         y_BTHV = gated_delta_rule(*self._heads(qkv_BTC), *self._strengths(b_BTH, a_BTH))
         return self._out(y_BTHV, z_BTE)
 
@@ -204,7 +203,7 @@ class GatedDeltaNet(Block, name="gated_deltanet", kind="mixer", paper="2412.0646
         return Cost(
             params=params,
             active_params=params,
-            flops=2 * matrices + flops * chunks * Q / seq_len,
+            flops=2 * matrices + 2 * config.conv * C + flops * chunks * Q / seq_len,
             state_bytes=4 * (H * K * V + (config.conv - 1) * C),
         )
 
@@ -263,8 +262,7 @@ def gated_delta_rule(
     kept_BIHQK = _per_head(k_BIGQK, (last_BIH1 - sum_BIHQ).exp()[..., None])
     N_BIHKV, lost_BIHKK = (kept_BIHQK.mT @ solved_BIHQF).split([V, K], -1)
     M_BIHKK = torch.diag_embed(last_BIH1.exp().expand(-1, -1, -1, K)) - lost_BIHKK
-    borders: Callable[[Tensor, Tensor], Tensor] = Borders.apply
-    starts_BIHKV = borders(M_BIHKK[:, :-1], N_BIHKV[:, :-1])
+    starts_BIHKV = border_states(M_BIHKK[:, :-1], N_BIHKV[:, :-1])
     reads_BIHFK = torch.cat((_per_head(q_BIGQK, since_BIHQ1), W_BIHQK), -2)
     carried_BIHQV, known_BIHQV = (reads_BIHFK @ starts_BIHKV).split(Q, -2)
     y_BIHQV = carried_BIHQV + weight_BIHQQ @ (U_BIHQV - known_BIHQV)
@@ -278,74 +276,6 @@ def _per_head(x_BIGQ: Tensor, factor_BIHQ: Tensor) -> Tensor:
         return x_BIGQ * factor_BIHQ
     grouped = factor_BIHQ.unflatten(2, (key_heads, -1))
     return (x_BIGQ[:, :, :, None] * grouped).flatten(2, 3)
-
-
-class ConvSilu(torch.autograd.Function):
-    """silu(causal depthwise convolution over time), for x_BTC and a filter of shape (C, 1, J).
-
-    Shifts and adds in the layout of x; twice as fast on a CPU as the convolution of torch, whose
-    gradient of the filter is slow.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_BTC: Tensor, weight_C1J: Tensor) -> Tensor:
-        taps = weight_C1J[:, 0].flip(1).unbind(1)
-        sum_BTC = x_BTC * taps[0]
-        for lag, tap_C in enumerate(taps[1 : x_BTC.shape[1]], 1):
-            sum_BTC[:, lag:].addcmul_(x_BTC[:, :-lag], tap_C)
-        ctx.save_for_backward(x_BTC, weight_C1J, sum_BTC)
-        return F.silu(sum_BTC)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x_BTC, weight_C1J, sum_BTC = ctx.saved_tensors
-        taps = weight_C1J[:, 0].flip(1).unbind(1)
-        grad_BTC = torch.ops.aten.silu_backward(grads[0], sum_BTC)
-        grad_x, grad_taps = grad_BTC * taps[0], [(grad_BTC * x_BTC).sum((0, 1))]
-        for lag, tap_C in enumerate(taps[1:], 1):
-            late_BTC, early_BTC = grad_BTC[:, lag:], x_BTC[:, : max(0, x_BTC.shape[1] - lag)]
-            grad_x[:, : early_BTC.shape[1]].addcmul_(late_BTC, tap_C)
-            grad_taps.append((late_BTC * early_BTC).sum((0, 1)))
-        return grad_x, torch.stack(grad_taps, 1).flip(1)[:, None]
-
-
-class Borders(torch.autograd.Function):
-    """S_0 = 0 and S_(i+1) = M_i S_i + N_i: all states from all matrices.
-
-    A custom backward pass, since it needs one product per chunk in sequence and gets the gradients
-    of all M from one more.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, M_BIHKK: Tensor, N_BIHKV: Tensor) -> Tensor:
-        rows_BH = M_BIHKK.shape[0], M_BIHKK.shape[2]
-        states = [N_BIHKV.new_zeros(N_BIHKV[:, 0].shape).flatten(0, 1)]
-        for M, N in zip(M_BIHKK.unbind(1), N_BIHKV.unbind(1), strict=True):
-            states.append(torch.baddbmm(N.flatten(0, 1), M.flatten(0, 1), states[-1]))
-        S_BIHKV = torch.stack([S.unflatten(0, rows_BH) for S in states], 1)
-        ctx.save_for_backward(M_BIHKK, S_BIHKV)
-        return S_BIHKV
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        M_BIHKK, S_BIHKV = ctx.saved_tensors
-        own = [g.flatten(0, 1) for g in grads[0].unbind(1)]
-        sums = [own.pop()]
-        for M in M_BIHKK[:, 1:].unbind(1)[::-1]:
-            sums.append(torch.baddbmm(own.pop(), M.flatten(0, 1).mT, sums[-1]))
-        grad_N = torch.stack([g.view_as(S_BIHKV[:, 0]) for g in sums[::-1]], 1)
-        return grad_N @ S_BIHKV[:, :-1].mT, grad_N
-
-
-def unit_solve(below_QQ: Tensor, x_QF: Tensor) -> Tensor:
-    """(1 + the part of `below` under its diagonal)^-1 x, for any leading axes.
-
-    By substitution: products of powers of `below` lose all digits where keys resemble each other.
-    The transposed system is the one that needs no copy in column order.
-    """
-    return torch.linalg.solve_triangular(
-        below_QQ.mT, x_QF.mT, upper=True, left=False, unitriangular=True
-    ).mT
 
 
 def _chunks(time: int) -> tuple[int, int]:

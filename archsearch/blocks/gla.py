@@ -30,7 +30,6 @@ chunk, N tiles, P time in a tile.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,11 +37,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, fan_in, ones, require, zeros
-from archsearch.blocks.gated_deltanet import ConvSilu
-from archsearch.blocks.mamba2 import draw_conv
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
+from archsearch.kernels.conv_silu import conv_silu
 from archsearch.kernels.ssd import flops, ssd
+from archsearch.layers.initialisers import draw_conv
 
 CHUNK = 32
 """Longest chunk with a decay per channel, a power of two. It has no effect on values.
@@ -114,8 +113,8 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         qkv_BTC, z_BTE = self.in_proj(x_BTD).tensor_split([sum(self.rows)], -1)
         if self.config.conv:
-            conv_silu: Callable[[Tensor, Tensor], Tensor] = ConvSilu.apply
-            qkv_BTC = conv_silu(qkv_BTC, self.conv1d.weight)
+            filter_CJ = self.conv1d.weight[:, 0]
+            (qkv_BTC,) = conv_silu(qkv_BTC, filter_CJ, None, [sum(self.rows)])
         q_BTHK, k_BTHK, v_BTHV = self._heads(qkv_BTC)
         log_a = self._log_decay(x_BTD)
         if self.config.decay == "channel":
@@ -243,11 +242,12 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
                 matrices, biases = matrices + H * width, H
             scan = flops(seq_len, inner, keys, keys // H) / seq_len
         channels, lag = 2 * keys + inner, config.conv or 1
-        params = matrices + biases + inner // H + (channels * lag if config.conv else 0)
+        taps = channels * lag if config.conv else 0
+        params = matrices + biases + inner // H + taps
         return Cost(
             params=params,
             active_params=params,
-            flops=2 * matrices + scan,
+            flops=2 * (matrices + taps) + scan,
             state_bytes=4 * (keys * inner // H + (lag - 1) * channels),
         )
 

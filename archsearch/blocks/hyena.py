@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, normal, zeros
-from archsearch.blocks.mamba2 import draw_conv
 from archsearch.cost import Cost
 from archsearch.dims import pow2, real, whole
+from archsearch.kernels.fft_convolution import causal_convolution
+from archsearch.layers.initialisers import draw_conv
 
 SLOPES = math.log(100) / 1.5, math.log(100) / 0.3
 """Decay of the window over one `span`, in the slowest and the fastest channel."""
@@ -182,17 +183,3 @@ class Hyena(Block, name="hyena", kind="mixer", paper="2302.10866"):
             flops=2 * (matrices + taps) + filters,
             state_bytes=4 * (3 * width * (config.conv - 1) + seq_len * width),
         )
-
-
-def causal_convolution(u_BDT: Tensor, h_DT: Tensor) -> Tensor:
-    """y_t = sum over s up to t of h_(t-s) u_s for each channel, by FFT.
-
-    Returns:
-        y_BDT in float32 or finer. Its error is relative to the largest output of a channel.
-    """
-    time = u_BDT.shape[-1]
-    # more than twice the length, so that the circle of the FFT brings nothing back
-    size = 1 << (2 * time - 1).bit_length()
-    wide = torch.promote_types(u_BDT.dtype, torch.float32)
-    u_BDF, h_DF = torch.fft.rfft(u_BDT.to(wide), size), torch.fft.rfft(h_DT.to(wide), size)
-    return torch.fft.irfft(u_BDF * h_DF, size)[..., :time]

@@ -26,9 +26,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, normal
-from archsearch.blocks.hyena import causal_convolution
 from archsearch.cost import Cost
 from archsearch.dims import whole
+from archsearch.kernels.fft_convolution import causal_convolution
 
 
 def draw_log_dt(w: Tensor, g: Generator) -> Tensor:

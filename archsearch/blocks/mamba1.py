@@ -29,9 +29,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, ones, zeros
-from archsearch.blocks.mamba2 import draw_conv, draw_dt_bias
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
+from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
 CHUNK = 8
 """Tokens between two states that the backward pass finds again. It has no effect on values; 4 to

@@ -20,7 +20,6 @@ size, C channels of the convolution (E + 2GN).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -33,18 +32,7 @@ from archsearch.dims import choice, whole
 from archsearch.kernels.conv_silu import conv_silu
 from archsearch.kernels.gated_norm import gated_norm, gated_norm_ref
 from archsearch.kernels.ssd import flops, ssd
-
-
-def draw_conv(w: Tensor, g: Generator) -> Tensor:
-    """Draw from U(-k^-1/2, k^-1/2) for a filter of length k."""
-    bound = w.shape[-1] ** -0.5
-    return w.uniform_(-bound, bound, generator=g)
-
-
-def draw_dt_bias(w: Tensor, g: Generator) -> Tensor:
-    """Let softplus(w) be log-uniform in [0.001, 0.1]."""
-    dt = w.uniform_(math.log(1e-3), math.log(1e-1), generator=g).exp_().clamp_(min=1e-4)
-    return w.copy_(dt + torch.log(-torch.expm1(-dt)))
+from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
 
 def draw_a_log(w: Tensor, g: Generator) -> Tensor:

@@ -59,21 +59,20 @@ class MoD(Wrapper, name="mod", kind="wrapper", paper="2404.02258", causal=False,
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         if not self.training:
             return self._predicted(x_BTD, ctx)
-        score_BT = self._score(x_BTD)
+        score_BT, logit_BT = self._choices(x_BTD)
         chosen = score_BT.topk(capacity(x_BTD.shape[1], self.config.capacity), -1).indices
         index_BK = chosen.sort(-1).values
-        logit_BT = self._logit(x_BTD.detach())
         target_BT = torch.zeros_like(logit_BT).scatter_(1, index_BK, 1.0)
         loss = F.binary_cross_entropy_with_logits(logit_BT, target_BT)
         ctx.losses.append(PREDICTOR_LOSS * loss)
-        return self._through(x_BTD, index_BK, self._gate(score_BT.gather(1, index_BK)), ctx)
+        return self._through(x_BTD, index_BK, ctx)
 
     def init_state(self, batch: int, context: int) -> State:
         count_B = torch.zeros(batch, dtype=torch.int64, device=self.router.weight.device)
         return {"count": count_B, **self.inner.init_state(batch, context)}
 
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
-        enters_B, gate_B = self._logit(x_BD) > 0, self._gate(self._score(x_BD))
+        enters_B, gate_B = self._choices(x_BD)[1] > 0, self._gate(x_BD)
         count_B, state = state["count"], {k: t for k, t in state.items() if k != "count"}
         y_BD = torch.zeros_like(x_BD)
         # sequences that have met as many tokens go through together
@@ -87,20 +86,37 @@ class MoD(Wrapper, name="mod", kind="wrapper", paper="2404.02258", causal=False,
                 state[name] = state[name].index_copy(0, rows_R, tensor)
         return y_BD, {"count": count_B + enters_B, **state}
 
+    def _choices(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The router's score without gradient, and the predictor's logit, which x gets none from.
+
+        In fp32 at least: rounding must not choose.
+        """
+        exact = torch.promote_types(x.dtype, torch.float32)
+        weight_2D = torch.cat((self.router.weight.detach(), self.predictor.weight)).to(exact)
+        score, logit = F.linear(x.detach().to(exact), weight_2D).unbind(-1)
+        return score, logit + self.predictor.bias.to(exact)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        """What the output for x is multiplied with."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        score = F.linear(x.to(exact), self.router.weight.to(exact))[..., 0]
+        return score.sigmoid() if self.config.gate == "sigmoid" else score
+
     def _predicted(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         """The branch for the tokens that the predictor lets through, filled up with others."""
-        enters_BT = self._logit(x_BTD) > 0
+        enters_BT = self._choices(x_BTD)[1] > 0
         count_B = enters_BT.sum(-1)
         most = int(count_B.max())
         if most == 0:
             return torch.zeros_like(x_BTD)
         index_BK = (~enters_BT).to(torch.int8).argsort(dim=-1, stable=True)[:, :most]
         real_BK = torch.arange(most, device=x_BTD.device) < count_B[:, None]
-        gate_BK = self._gate(self._score(x_BTD).gather(1, index_BK)) * real_BK
-        return self._through(x_BTD, index_BK, gate_BK, ctx)
+        return self._through(x_BTD, index_BK, ctx, real_BK)
 
-    def _through(self, x_BTD: Tensor, index_BK: Tensor, gate_BK: Tensor, ctx: Ctx) -> Tensor:
-        """The chosen tokens go through what the block holds; the others are 0."""
+    def _through(
+        self, x_BTD: Tensor, index_BK: Tensor, ctx: Ctx, real_BK: Tensor | None = None
+    ) -> Tensor:
+        """The chosen tokens go through what the block holds, those of `real_BK`; others are 0."""
         batch, time = x_BTD.shape[:2]
         row_B1 = torch.arange(batch, device=x_BTD.device)[:, None] * time
         flat_N = (index_BK + row_B1).flatten()
@@ -114,22 +130,12 @@ class MoD(Wrapper, name="mod", kind="wrapper", paper="2404.02258", causal=False,
             position = index_BK + ctx.position
         own = dataclasses.replace(ctx, embedding=pick(ctx.embedding), position=position)
         chosen_BKD = pick(x_BTD)
+        gate_BK = self._gate(chosen_BKD)
+        if real_BK is not None:
+            gate_BK = gate_BK * real_BK
         y_BKD = (self.inner(chosen_BKD, own) - chosen_BKD) * gate_BK[..., None].to(x_BTD)
-        y_ND = torch.zeros_like(x_BTD).flatten(0, 1).index_add(0, flat_N, y_BKD.flatten(0, 1))
+        y_ND = torch.zeros_like(x_BTD).flatten(0, 1).index_add_(0, flat_N, y_BKD.flatten(0, 1))
         return y_ND.view_as(x_BTD)
-
-    def _score(self, x: Tensor) -> Tensor:
-        """The router's score, in fp32 at least: rounding must not choose."""
-        exact = torch.promote_types(x.dtype, torch.float32)
-        return F.linear(x.to(exact), self.router.weight.to(exact))[..., 0]
-
-    def _logit(self, x: Tensor) -> Tensor:
-        exact = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.predictor.weight.to(exact), self.predictor.bias.to(exact)
-        return F.linear(x.to(exact), weight, bias)[..., 0]
-
-    def _gate(self, score: Tensor) -> Tensor:
-        return score.sigmoid() if self.config.gate == "sigmoid" else score
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         batch, time, _ = x_BTD.shape
@@ -172,7 +178,7 @@ class MoD(Wrapper, name="mod", kind="wrapper", paper="2404.02258", causal=False,
         return Cost(
             params=inner.params + own,
             active_params=round(share * inner.active_params) + own,
-            flops=share * inner.flops + 4 * width,
+            flops=share * (inner.flops + 2 * width) + 4 * width,
             state_bytes=held.cost(seq_len).state_bytes + 8,
         )
 

@@ -28,7 +28,6 @@ rank, I chunks, Q time in a chunk, P either of two sets of Q.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,9 +36,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Init, Role, State, divisors, ones, require, zeros
-from archsearch.blocks.gated_deltanet import Borders, unit_solve
 from archsearch.cost import Cost
 from archsearch.dims import whole
+from archsearch.kernels.chunked_recurrence import border_states, unit_solve
 
 CHUNK = 32
 """Longest chunk. It has no effect on values; at 32 a factor of a decay is at most e^10."""
@@ -288,8 +287,7 @@ def weighted_delta_rule(heads: Heads) -> Tensor:
     removed_BIHKV, lost_BIHKK = (gone_BIHQK.mT @ solved_BIHQF).split([V, K], -1)
     M_BIHKK = torch.diag_embed(last_BIH1K.squeeze(-2).exp()) - lost_BIHKK
     N_BIHKV = k_BIHQK.mT @ v_BIHQV - removed_BIHKV
-    borders: Callable[[Tensor, Tensor], Tensor] = Borders.apply
-    starts_BIHKV = borders(M_BIHKK[:, :-1], N_BIHKV[:, :-1])
+    starts_BIHKV = border_states(M_BIHKK[:, :-1], N_BIHKV[:, :-1])
     carried_BIHPV = torch.cat((W_BIHQK, r_BIHQK), -2) @ starts_BIHKV
     more_BIHQV, y_BIHQV = carried_BIHPV.split(Q, -2)
     y_BIHQV = y_BIHQV + r_k_BIHQQ @ v_BIHQV - r_gone_BIHQQ @ (U_BIHQV + more_BIHQV)

@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, ones, require, zeros
-from archsearch.blocks.attention import attend, recall, rope
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
+from archsearch.kernels.rms_norm import RMSNorm
+from archsearch.kernels.rope import rope
+from archsearch.kernels.softmax_attention import attend, recall
 
 
 class LoRA(nn.Module):
@@ -88,10 +90,10 @@ class SharedAttention(
         pair, hidden = 2 * width, config.mult * width
         self.head_width = pair // config.heads
         self.scale = (self.head_width / 2) ** -0.5
-        self.norm = nn.RMSNorm(pair, eps=1e-5)
+        self.norm = RMSNorm(pair, eps=1e-5)
         self.qkv = nn.Linear(pair, 3 * pair, bias=False)
         self.out = nn.Linear(pair, width, bias=False)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-5)
+        self.mlp_norm = RMSNorm(width, eps=1e-5)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
         self.linears = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(uses))

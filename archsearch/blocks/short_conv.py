@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State
-from archsearch.blocks.mamba2 import draw_conv
 from archsearch.cost import Cost
 from archsearch.dims import whole
+from archsearch.layers.initialisers import draw_conv
 
 
 class ShortConv(Block, name="short_conv", kind="mixer", paper="2511.23404"):

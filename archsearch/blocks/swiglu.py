@@ -18,13 +18,8 @@ from torch.nn import functional as F
 from archsearch.block import Block, Ctx, Role, State, divisors, require
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
-from archsearch.layers.activations import (
-    Rational,
-    Spline,
-    activation,
-    activation_params,
-    learnable_roles,
-)
+from archsearch.kernels.gated_ffn import ACT, gated_ffn
+from archsearch.layers.activations import activation, activation_params, learnable_roles
 
 
 class SwiGLU(Block, name="swiglu", kind="ffn", paper="2002.05202"):
@@ -57,12 +52,16 @@ class SwiGLU(Block, name="swiglu", kind="ffn", paper="2002.05202"):
         self.named = config.act
         if config.act != "relu2":
             self.gate = nn.Linear(width, hidden, bias=False)
+        if config.act in ("spline", "rational"):
             sizes = {"grid": config.grid, "groups": config.groups}
             self.act = activation(config.act, hidden, **sizes)
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
+        if self.named in ACT:
+            gate_FD, up_FD, down_DF = self.gate.weight, self.up.weight, self.down.weight
+            return gated_ffn(x_BTD, gate_FD, up_FD, down_DF, self.named)
         up_BTF = self.up(x_BTD)
         if self.named == "relu2":
             return self.down(F.relu(up_BTF).square())
@@ -80,12 +79,12 @@ class SwiGLU(Block, name="swiglu", kind="ffn", paper="2002.05202"):
             hidden_BTF = torch.where(up_BTF > 0, up_BTF * up_BTF, 0.0)
         else:
             g_BTF = x_BTD @ self.gate.weight.T
-            if isinstance(self.act, Spline | Rational):
-                act_BTF = self.act.oracle(g_BTF)
-            elif self.named == "silu":
+            if self.named == "silu":
                 act_BTF = g_BTF / (1 + (-g_BTF).exp())
-            else:
+            elif self.named == "gelu":
                 act_BTF = g_BTF * (1 + torch.erf(g_BTF / 2**0.5)) / 2
+            else:
+                act_BTF = self.act.oracle(g_BTF)
             hidden_BTF = act_BTF * up_BTF
         return hidden_BTF @ self.down.weight.T
 

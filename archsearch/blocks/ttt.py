@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, divisors, normal, ones, require, zeros
-from archsearch.blocks.mamba2 import draw_conv
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
 from archsearch.kernels.ttt import (
@@ -46,6 +45,7 @@ from archsearch.kernels.ttt import (
     weigh,
     with_one,
 )
+from archsearch.layers.initialisers import draw_conv
 
 THETA = 10_000.0
 EXPAND = 4

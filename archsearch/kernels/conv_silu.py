@@ -22,7 +22,7 @@ from archsearch.kernels.blocking import row_pieces
 
 
 def conv_silu(
-    x_BTC: Tensor, filter_CK: Tensor, bias_C: Tensor, sizes: Sequence[int]
+    x_BTC: Tensor, filter_CK: Tensor, bias_C: Tensor | None, sizes: Sequence[int]
 ) -> tuple[Tensor, ...]:
     """The channels of the result, cut into parts of the given sizes."""
     parts: tuple[Tensor, ...] = _ConvSiLU.apply(  # type: ignore[no-untyped-call]
@@ -32,7 +32,7 @@ def conv_silu(
 
 
 def conv_silu_ref(
-    x_BTC: Tensor, filter_CK: Tensor, bias_C: Tensor, sizes: Sequence[int]
+    x_BTC: Tensor, filter_CK: Tensor, bias_C: Tensor | None, sizes: Sequence[int]
 ) -> tuple[Tensor, ...]:
     """The same by torch's convolution."""
     channels, kernel = filter_CK.shape
@@ -44,12 +44,16 @@ def conv_silu_ref(
 class _ConvSiLU(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BTC: Tensor, filter_CK: Tensor, bias_C: Tensor, sizes: Sequence[int]
+        ctx: Any,
+        x_BTC: Tensor,
+        filter_CK: Tensor,
+        bias_C: Tensor | None,
+        sizes: Sequence[int],
     ) -> tuple[Tensor, ...]:
         padded_BTC = F.pad(x_BTC, (0, 0, filter_CK.shape[1] - 1, 0))
         sum_BTC = _convolve(padded_BTC, filter_CK, bias_C)
         ctx.save_for_backward(x_BTC, filter_CK, sum_BTC)
-        ctx.sizes = list(sizes)
+        ctx.sizes, ctx.biased = list(sizes), bias_C is not None
         return F.silu(sum_BTC).split(ctx.sizes, -1)
 
     @staticmethod
@@ -70,7 +74,8 @@ class _ConvSiLU(torch.autograd.Function):
                 torch.mul(padded_BTC[rows, lag : lag + time], x_BTC[rows], out=product_BTC)
                 dlag_KC[lag] += product_BTC.sum((0, 1))
         dx_BTC = _convolve(padded_BTC, filter_CK.flip(1), None)
-        return dx_BTC, dlag_KC.flip(0).mT, padded_BTC.flatten(0, 1).sum(0), None
+        dbias_C = padded_BTC.flatten(0, 1).sum(0) if ctx.biased else None
+        return dx_BTC, dlag_KC.flip(0).mT, dbias_C, None
 
 
 def _convolve(x_BTC: Tensor, filter_CK: Tensor, bias_C: Tensor | None) -> Tensor:

@@ -43,22 +43,16 @@ MINIMAX = {
 [-4, 4] for the least maximum error, which is 6e-6 for SiLU and 2.5e-3 for GELU."""
 
 
-def activation(
-    name: str, channels: int, *, grid: int = 12, groups: int = 8
-) -> nn.SiLU | nn.GELU | Spline | Rational:
-    """The nonlinearity `silu`, `gelu`, `spline` (with `grid` cells) or `rational` (with `groups`).
+def activation(name: str, channels: int, *, grid: int = 12, groups: int = 8) -> Spline | Rational:
+    """The nonlinearity `spline` (with `grid` cells) or `rational` (with `groups` of channels).
 
-    `groups` must divide `channels`. The learnable ones have an `oracle` beside `forward`.
+    `groups` must divide `channels`. Both have an `oracle` beside `forward`.
     """
-    if name == "spline":
-        return Spline(channels, grid)
-    if name == "rational":
-        return Rational(channels, groups)
-    return nn.SiLU() if name == "silu" else nn.GELU()
+    return Spline(channels, grid) if name == "spline" else Rational(channels, groups)
 
 
 def activation_params(name: str, channels: int, *, grid: int = 12, groups: int = 8) -> int:
-    """Parameters of `activation` with the same arguments."""
+    """Parameters of `activation` with the same arguments; 0 for any other nonlinearity."""
     learnable = {
         "spline": channels * (grid + ORDER),
         "rational": DEGREES[0] + 1 + DEGREES[1] * groups,

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from archsearch.block import Ctx
-from archsearch.blocks.attention import Attention, attend
+from archsearch.blocks.attention import Attention
 from archsearch.errors import BlockError
 from archsearch.testing.blocks import Case
+from tests.blocks.parity import distance, with_gradients
 
 DOUBLE = torch.float64
 
@@ -30,6 +31,47 @@ def decoded(block, x_BTD, context, start=0):
 
 def close(got, want):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+def of_transformers(name, block, x_BTD, scale=1.0, **given):
+    """The attention of a model of transformers with the weights of `block`, inside that model.
+
+    Its positions and masks are then its own. Nothing comes before the attention but the embeddings.
+    Its softmax scale is multiplied by `scale`.
+    """
+    transformers = pytest.importorskip("transformers", reason="needs the extra oracles")
+    config = transformers.AutoConfig.for_model(
+        name, hidden_size=x_BTD.shape[-1], intermediate_size=8, vocab_size=3, pad_token_id=None,
+        num_hidden_layers=1, num_attention_heads=block.heads, num_key_value_heads=block.kv_heads,
+        head_dim=block.head_width, attn_implementation="sdpa", **given,
+    )  # fmt: skip
+    model = transformers.AutoModel.from_config(config).double()
+    model.layers[0].input_layernorm = torch.nn.Identity()
+    theirs, seen = model.layers[0].self_attn, []
+    theirs.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    rows = [n * block.head_width for n in (block.heads, block.kv_heads, block.kv_heads)]
+    weights = {}
+    for part in (n.removeprefix("qkv.") for n in block.state_dict() if n.startswith("qkv.")):
+        cut = block.get_parameter(f"qkv.{part}").detach().split(rows)
+        weights |= {f"{n}_proj.{part}": w for n, w in zip("qkv", cut, strict=True)}
+    weights |= {n: w for n, w in block.state_dict().items() if "norm" in n}
+    theirs.load_state_dict(weights | {"o_proj.weight": block.out.weight.detach()})
+    theirs.scaling *= scale
+    model(inputs_embeds=x_BTD, use_cache=False)
+    found = with_gradients(seen[0], {"x": x_BTD, **dict(theirs.named_parameters())})
+    for part in ("weight", "bias"):
+        if f"q_proj.{part}" in found:
+            found[f"qkv.{part}"] = torch.cat([found.pop(f"{n}_proj.{part}") for n in "qkv"])
+    return found | {"out.weight": found.pop("o_proj.weight")}
+
+
+def off(block, name, time=40, **given):
+    """How far `block` is from a model of transformers, see `distance`."""
+    x_BTD = tokens(time).requires_grad_()
+    want = of_transformers(name, block, x_BTD, **given)
+    y_BTD = block(x_BTD, Ctx(x_BTD))
+    got = with_gradients(y_BTD, {"x": x_BTD, **dict(block.named_parameters())})
+    return distance(got, want)
 
 
 # 64 and 128 are the smallest tile and the length from which the sequence is cut into tiles
@@ -98,13 +140,6 @@ def test_qk_norm_makes_the_scale_of_queries_and_keys_immaterial():
     torch.testing.assert_close(block(x_BTD, Ctx(x_BTD)), before, rtol=1e-5, atol=1e-6)
 
 
-def test_one_head_with_identity_weights_is_the_textbook_formula():
-    q, k, v = tokens(9)[:, :, None], tokens(9)[:, :, None] + 1, tokens(9)[:, :, None] - 1
-    got = attend(q, k, v)[:, -1, 0]
-    weights = torch.softmax((q[:, -1:, 0] @ k[:, :, 0].mT)[:, 0] / 32**0.5, -1)
-    close(got, (weights[..., None] * v[:, :, 0]).sum(1))
-
-
 def test_a_window_saves_flops_and_state_and_never_costs_more():
     full = Attention.Config(heads=2)
     for time in (64, 128, 129, 512, 1024):
@@ -134,3 +169,64 @@ def test_what_does_not_fit_is_refused_in_words(width, given, text):
     with pytest.raises(BlockError) as error:
         Attention.check(width, Attention.Config(**dict(Attention.info.fill(given))))
     assert str(error.value) == text
+
+
+def rope_parameters(theta, **given):
+    return {"rope_type": "default", "rope_theta": theta, **given}
+
+
+PUBLISHED = {
+    "llama": ("llama", {"theta": 5e5}, {"rope_parameters": rope_parameters(5e5)}),
+    "qwen2": (
+        "qwen2",
+        {"qkv_bias": True, "theta": 1e6},
+        {"rope_parameters": rope_parameters(1e6)},
+    ),
+    "qwen3": (
+        "qwen3",
+        {"qk_norm": True, "theta": 1e6},
+        {"rope_parameters": rope_parameters(1e6), "rms_norm_eps": 1e-6},
+    ),
+    "mistral": (
+        "mistral",
+        {"window": 7},
+        {"rope_parameters": rope_parameters(1e4), "sliding_window": 7},
+    ),
+}
+"""A model of transformers, our parameters, and its own."""
+
+
+# their angles and norms are rounded to float32
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_equals_the_attention_of_transformers(model, kv_heads):
+    name, ours, theirs = PUBLISHED[model]
+    block = built(heads=4, kv_heads=kv_heads, **ours)
+    assert off(block, name, **theirs) < 1e-6
+
+
+def test_a_window_that_is_cut_into_tiles_equals_that_of_transformers():
+    _, ours, theirs = PUBLISHED["mistral"]
+    assert off(built(**ours), "mistral", time=150, **theirs) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("model", "changed"),
+    [
+        ("llama", {"theta": 5.1e5}),
+        ("llama", {"pos": "none"}),
+        ("llama", {"window": 39}),
+        ("qwen3", {"theta": 1.02e6, "qk_norm": True}),
+        ("mistral", {"window": 8}),
+        ("mistral", {"window": 6}),
+    ],
+)
+def test_another_attention_is_noticed(model, changed):
+    name, _, theirs = PUBLISHED[model]
+    assert off(built(heads=4, kv_heads=2, **changed), name, **theirs) > 1e-4
+
+
+def test_another_scale_is_noticed():
+    theta = rope_parameters(1e4)
+    assert off(built(), "llama", rope_parameters=theta) < 1e-6
+    assert off(built(), "llama", rope_parameters=theta, scale=1.01) > 1e-4

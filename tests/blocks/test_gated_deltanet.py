@@ -1,15 +1,14 @@
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from archsearch.block import Ctx
-from archsearch.blocks.gated_deltanet import ConvSilu, GatedDeltaNet, gated_delta_rule
+from archsearch.blocks.gated_deltanet import GatedDeltaNet, gated_delta_rule
 from archsearch.errors import BlockError
 from archsearch.testing.blocks import Case
+from tests.blocks.parity import between, naive_of_fla
 
 
 def case(width=32, **given):
@@ -173,30 +172,38 @@ def test_what_does_not_fit_is_refused_in_words(given, text):
     assert str(error.value) == text
 
 
-def naive_of_fla():
-    """Its plain file alone: the package needs a compiler for GPUs."""
-    pytest.importorskip("einops", reason="einops needs the extra oracles")
-    found = importlib.util.find_spec("fla")
-    if found is None:
-        pytest.skip("fla-core needs the extra oracles")
-    root = Path(next(iter(found.submodule_search_locations)))
-    file = root / "ops" / "gated_delta_rule" / "naive.py"
-    spec = importlib.util.spec_from_file_location("fla_naive_gated_delta_rule", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# they compute in float32, and the two take their arguments in different orders
+@pytest.mark.parametrize("form", ["recurrent", "chunk"])
+def test_rule_is_that_of_fla(form):
+    naive = getattr(naive_of_fla("gated_delta_rule"), f"naive_{form}_gated_delta_rule")
+
+    def theirs(q, k, v, log_a, beta):
+        last = (beta, log_a) if form == "recurrent" else (log_a, beta)
+        return naive(q * 8**0.5, k, v, *last)[0]
+
+    given = [x.float() for x in inputs(128, most=2.0, alike=0.3)]
+    assert between(gated_delta_rule, theirs, given) < 1e-5
 
 
-def test_rule_is_that_of_fla():
-    naive = naive_of_fla()
+def ungated(q, k, v, beta):
+    return gated_delta_rule(q, k, v, torch.zeros_like(beta), beta)
+
+
+@pytest.mark.parametrize("form", ["recurrence", "chunkwise"])
+def test_rule_without_decay_is_the_delta_rule_of_fla(form):
+    naive = getattr(naive_of_fla("delta_rule"), f"delta_rule_{form}")
+
+    def theirs(q, k, v, beta):
+        heads_first = (x.transpose(1, 2) for x in (q * 8**0.5, k, v, beta))
+        return naive(*heads_first)[0].transpose(1, 2)
+
     q, k, v, log_a, beta = (x.float() for x in inputs(128, most=2.0, alike=0.3))
-    got = gated_delta_rule(q * 8**-0.5, k, v, log_a, beta)
-    # the two take their arguments in different orders
-    for want in (
-        naive.naive_recurrent_gated_delta_rule(q, k, v, beta, log_a)[0],
-        naive.naive_chunk_gated_delta_rule(q, k, v, log_a, beta)[0],
-    ):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert between(ungated, theirs, (q, k, v, beta)) < 1e-5
+
+    def decaying(q, k, v, beta):
+        return gated_delta_rule(q, k, v, log_a, beta)
+
+    assert between(decaying, theirs, (q, k, v, beta)) > 1e-2
 
 
 def test_layer_is_that_of_qwen3_next():
@@ -225,15 +232,3 @@ def test_layer_is_that_of_qwen3_next():
     assert (got - want).norm() < 3e-5 * want.norm()
     assert block.cost(64, block.config, 1).params == sum(p.numel() for p in other.parameters())
     assert math.prod(block.conv1d.weight.shape) == math.prod(other.conv1d.weight.shape)
-
-
-@pytest.mark.parametrize("time", [1, 2, 3, 5, 40])
-@pytest.mark.parametrize("length", [1, 2, 4, 7])
-def test_convolution_is_that_of_torch(time, length):
-    x_BTC, weight = random(2, time, 6).requires_grad_(), random(6, 1, length).requires_grad_()
-    padded = F.pad(x_BTC.mT, (length - 1, 0))
-    want, got = F.silu(F.conv1d(padded, weight, groups=6)).mT, ConvSilu.apply(x_BTC, weight)
-    torch.testing.assert_close(got, want)
-    grads = (torch.autograd.grad((y**2).sum(), (x_BTC, weight)) for y in (want, got))
-    for expected, actual in zip(*grads, strict=True):
-        torch.testing.assert_close(actual, expected)

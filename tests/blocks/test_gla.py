@@ -1,6 +1,3 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,6 +6,7 @@ from archsearch.block import Ctx
 from archsearch.blocks.gla import GLA, gated_linear_attention
 from archsearch.errors import BlockError
 from archsearch.testing.blocks import Case
+from tests.blocks.parity import between, naive_of_fla
 
 
 def case(width=32, **given):
@@ -131,19 +129,13 @@ def test_what_does_not_fit_is_refused_in_words():
 
 
 def test_scan_is_that_of_fla():
-    found = importlib.util.find_spec("fla")
-    if found is None:
-        pytest.skip("fla-core needs the extra oracles")
-    # its plain file alone: the package needs a compiler for GPUs
-    file = Path(next(iter(found.submodule_search_locations))) / "ops" / "gla" / "naive.py"
-    spec = importlib.util.spec_from_file_location("fla_naive_gla", file)
-    naive = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(naive)
-    q, k, v, log_a = (x.float() for x in inputs(100))
-    want, _ = naive.naive_recurrent_gla(q, k, v, log_a)
-    torch.testing.assert_close(
-        gated_linear_attention(q * 8**-0.5, k, v, log_a), want, rtol=1e-4, atol=1e-5
-    )
+    naive = naive_of_fla("gla")
+
+    def theirs(q, k, v, log_a):
+        return naive.naive_recurrent_gla(q * 8**0.5, k, v, log_a)[0]
+
+    given = [x.float() for x in inputs(100)]
+    assert between(gated_linear_attention, theirs, given) < 1e-5
 
 
 def test_memory_stays_in_fp32_and_convolutions_are_remembered_only_where_there_are_any():

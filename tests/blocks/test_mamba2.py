@@ -7,6 +7,7 @@ from archsearch.block import Ctx
 from archsearch.blocks.mamba2 import Mamba2
 from archsearch.errors import BlockError
 from archsearch.testing.blocks import Case
+from tests.blocks.parity import distance, with_gradients
 
 
 def case(width=32, **given):
@@ -107,3 +108,40 @@ def test_what_does_not_fit_is_refused_in_words(given, text):
     with pytest.raises(BlockError) as error:
         Mamba2.check(32, Mamba2.Config(**given))
     assert str(error.value) == text
+
+
+def of_transformers(block, x_BTD, limit=(0.0, math.inf)):
+    """Output and gradients of the layer of transformers with the weights of `block`."""
+    mamba2 = pytest.importorskip(
+        "transformers.models.mamba2.modeling_mamba2", reason="transformers needs the extra oracles"
+    )
+    config = mamba2.Mamba2Config(
+        hidden_size=x_BTD.shape[-1], num_heads=block.heads, n_groups=block.groups,
+        head_dim=block.norm.normalized_shape[0] // block.heads, layer_norm_epsilon=1e-5,
+        state_size=block.init_state(1, 1)["ssm"].shape[-1], conv_kernel=4, chunk_size=16,
+        time_step_limit=limit, use_bias=False, num_hidden_layers=1,
+    )  # fmt: skip
+    theirs = mamba2.Mamba2Mixer(config, 0).double()
+    theirs.load_state_dict(block.state_dict())
+    return with_gradients(theirs(x_BTD), {"x": x_BTD, **dict(theirs.named_parameters())})
+
+
+def off(block, limit=(0.0, math.inf)):
+    """How far `block` is from the layer of transformers, see `distance`."""
+    generator = torch.Generator().manual_seed(0)
+    x_BTD = torch.randn(2, 70, 32, generator=generator, dtype=torch.float64).requires_grad_()
+    want = of_transformers(block, x_BTD, limit)
+    leaves = {"x": x_BTD, **dict(block.named_parameters())}
+    return distance(with_gradients(block(x_BTD, Ctx(x_BTD)), leaves), want)
+
+
+# its scan and its norm are rounded to float32
+@pytest.mark.parametrize("given", [{}, {"head_dim": 8}, {"head_dim": 8, "groups": 4, "d_state": 5}])
+def test_equals_the_layer_of_transformers(given):
+    assert off(case(**given).build(torch.float64, drawn=True)) < 5e-6
+
+
+def test_another_decay_or_step_size_is_noticed():
+    block = case(head_dim=8, neg_eigval=True).build(torch.float64, drawn=True)
+    assert off(block) > 1e-2
+    assert off(case(head_dim=8).build(torch.float64, drawn=True), limit=(0.0, 1.0)) > 1e-2

@@ -1,6 +1,3 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,6 +8,7 @@ from archsearch.blocks.gla import gated_linear_attention
 from archsearch.blocks.rwkv7 import FASTEST, RWKV7, Heads, weighted_delta_rule
 from archsearch.errors import BlockError
 from archsearch.testing.blocks import Case
+from tests.blocks.parity import between, naive_of_fla
 
 
 def case(width=32, **given):
@@ -93,22 +91,16 @@ def test_without_removal_it_is_gated_linear_attention():
 
 
 def test_rule_is_that_of_fla():
-    pytest.importorskip("einops", reason="einops needs the extra oracles")
-    found = importlib.util.find_spec("fla")
-    if found is None:
-        pytest.skip("fla-core needs the extra oracles")
-    # its plain file alone: the package needs a compiler for GPUs
-    root = Path(next(iter(found.submodule_search_locations))) / "ops"
-    file = root / "generalized_delta_rule" / "dplr" / "naive.py"
-    spec = importlib.util.spec_from_file_location("fla_naive_dplr", file)
-    naive = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(naive)
-    heads = as_type(inputs(100, alike=0.3), torch.float32)
-    r, log_w, k, v, kap, gone = (x.transpose(1, 2) for x in heads)
-    want, _ = naive.dplr_recurrence(r * 8**0.5, k, v, -kap, gone, log_w)
-    torch.testing.assert_close(
-        weighted_delta_rule(heads), want.transpose(1, 2), rtol=1e-4, atol=1e-5
-    )
+    naive = naive_of_fla("generalized_delta_rule/dplr")
+
+    def theirs(*heads):
+        r, log_w, k, v, kap, gone = (x.transpose(1, 2) for x in heads)
+        return naive.dplr_recurrence(r * 8**0.5, k, v, -kap, gone, log_w)[0].transpose(1, 2)
+
+    def ours(*heads):
+        return weighted_delta_rule(Heads(*heads))
+
+    assert between(ours, theirs, as_type(inputs(100, alike=0.3), torch.float32)) < 1e-5
 
 
 def test_start_is_that_of_the_first_published_layer():

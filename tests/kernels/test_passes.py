@@ -1,11 +1,13 @@
-"""The convolution and the gated norm against their references, on both sides of a piece's size."""
+"""Hand-written gradients against autograd: convolution, gated norm, gated feed-forward."""
 
 import pytest
 import torch
 
 from archsearch.kernels import blocking
 from archsearch.kernels.conv_silu import conv_silu, conv_silu_ref
+from archsearch.kernels.gated_ffn import ACT, gated_ffn
 from archsearch.kernels.gated_norm import gated_norm, gated_norm_ref
+from archsearch.kernels.rms_norm import RMSNorm
 
 
 def normal(*shape):
@@ -33,6 +35,11 @@ def test_convolution_equals_torchs(monkeypatch, cached, time, kernel):
         lambda *given: conv_silu_ref(*given, sizes),
         x, filters, bias,
     )  # fmt: skip
+    assert_same(
+        lambda *given: conv_silu(*given, None, sizes),
+        lambda *given: conv_silu_ref(*given, None, sizes),
+        x, filters,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("cached", [1, 150, 10**6])
@@ -43,4 +50,24 @@ def test_gated_norm_equals_its_steps(monkeypatch, cached, groups):
         lambda *given: (gated_norm(*given, groups),),
         lambda *given: (gated_norm_ref(*given, groups),),
         normal(3, 7, 16), normal(3, 7, 16) + 1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("act", ACT)
+def test_gated_feed_forward_equals_autograd(act):
+    assert_same(
+        lambda *given: (gated_ffn(*given, act),),
+        lambda x, gate, up, down: ((ACT[act](x @ gate.T) * (x @ up.T)) @ down.T,),
+        normal(2, 5, 6), normal(9, 6), normal(9, 6) + 1, normal(6, 9),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cached", [1, 50, 10**6])
+def test_rms_norm_equals_torchs(monkeypatch, cached):
+    monkeypatch.setattr(blocking, "CACHED", cached)
+    ours, torchs = RMSNorm(16, eps=1e-5), torch.nn.RMSNorm(16, eps=1e-5)
+    assert_same(
+        lambda x, gain: (torch.func.functional_call(ours, {"weight": gain}, (x,)),),
+        lambda x, gain: (torch.func.functional_call(torchs, {"weight": gain}, (x,)),),
+        normal(3, 7, 16), normal(16),
     )  # fmt: skip

@@ -1,87 +1,23 @@
-"""How fast is the `ttt` block beside the formulation of the published PyTorch code?
+"""TTT in the formulation of the published PyTorch code, with the weights of our block.
 
-The peer is written here from a description of ttt-lm-pytorch: the dual form with every operation
-under autograd, mini-batch after mini-batch, LN written out, bias and weights apart. It uses the
-weights of the block and must give the same outputs and gradients before anything is timed.
-
-Forward and backward pass, B=8, D=128, heads of 32, mini-batches of 16, one thread; process time of
-interleaved pairs, the ratio is peer over block.
-
-    python benchmarks/blocks_ttt_peer.py
+Written from a description of ttt-lm-pytorch (arXiv 2407.04620): the dual form with every operation
+under autograd, mini-batch after mini-batch, LN written out, bias and weights apart.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 
-from archsearch.block import Ctx, init_weights
 from archsearch.blocks.ttt import TTT
 
-BATCH, WIDTH, PAIRS = 8, 128, 9
 
-
-def main() -> None:
-    """Check that both agree, then time them."""
-    torch.set_num_threads(1)
-    for inner in ("linear", "mlp"):
-        for length in (128, 512):
-            block = built(inner)
-            x_BTD = torch.randn(BATCH, length, WIDTH, generator=Generator().manual_seed(0))
-            x_BTD.requires_grad_()
-            agree(block, x_BTD)
-            pairs = [timed(block, x_BTD) for _ in range(PAIRS + 1)][1:]
-            ratios = [theirs / ours for theirs, ours in pairs]
-            tokens = BATCH * length
-            print(
-                f"{inner:6} T={length}  peer {tokens / min(t for t, _ in pairs):7.0f} tok/s  "
-                f"block {tokens / min(o for _, o in pairs):7.0f} tok/s  ratio "
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            )
-
-
-def built(inner: str) -> TTT:
-    """The block with the weights that training starts from."""
-    block = TTT(WIDTH, TTT.Config(inner=inner, head_dim=32, mini_batch=16))
-    init_weights(block, block.roles, Generator().manual_seed(0))
-    return block
-
-
-def timed(block: TTT, x_BTD: Tensor) -> tuple[float, float]:
-    """Process time of the peer and of the block, one after the other."""
-    return (
-        seconds(lambda: peer(block, x_BTD), block),
-        seconds(lambda: block(x_BTD, Ctx(x_BTD)), block),
-    )
-
-
-def seconds(run: Callable[[], Tensor], block: TTT) -> float:
-    """Process time of one forward and backward pass."""
-    block.zero_grad()
-    start = time.process_time()
-    run().sum().backward()
-    return time.process_time() - start
-
-
-def agree(block: TTT, x_BTD: Tensor) -> None:
-    """Both have the same outputs and gradients."""
-    leaves = [x_BTD, *block.parameters()]
-    ours, theirs = block(x_BTD, Ctx(x_BTD)), peer(block, x_BTD)
-    weight = torch.randn(ours.shape, generator=Generator().manual_seed(1))
-    grads = [torch.autograd.grad((y * weight).sum(), leaves) for y in (ours, theirs)]
-    for a, b in zip((ours, *grads[0]), (theirs, *grads[1]), strict=True):
-        assert (a - b).abs().max() <= 1e-3 * b.abs().max(), "block and peer differ"
-
-
-def peer(block: TTT, x_BTD: Tensor) -> Tensor:
+def ttt_loop(block: TTT, x_BTD: Tensor) -> Tensor:
     """The block as a loop over mini-batches of plain operations."""
+    width = x_BTD.shape[-1]
     heads, M = block.heads, block.config.mini_batch
-    weights = block.in_proj.weight.split([WIDTH, WIDTH, WIDTH, heads])
+    weights = block.in_proj.weight.split([width, width, width, heads])
     q, k, v = (F.linear(x_BTD, w).unflatten(-1, (heads, -1)).transpose(1, 2) for w in weights[:3])
     q, k = turn(q, M), turn(k, M)
     rate_BHT = block.base * torch.sigmoid(F.linear(x_BTD, weights[3], block.lr_bias)).mT
@@ -163,7 +99,3 @@ def fit_mlp(
         W2 - (last * a).mT @ g2,
         b2 - (last * g2).sum(-2, keepdim=True),
     ]
-
-
-if __name__ == "__main__":
-    main()
