@@ -130,6 +130,8 @@ class Block(nn.Module):
     """For each parameter name, or pattern of names with `*`, its role."""
     prenorm: ClassVar[bool] = True
     """Whether the model normalises the input; False where the block does so itself."""
+    spans: ClassVar[tuple[str, ...]] = ()
+    """Parameters that count tokens which are taken together: at most those of the longest task."""
     per_use: ClassVar[bool] = False
     """Whether each use of shared weights has some of its own: `__init__` then takes `uses`."""
 
@@ -187,6 +189,11 @@ class Block(nn.Module):
     def params_per_use(width: int, config: Any) -> int:
         """The part of `cost().params` that every further use adds again."""
         return 0
+
+    @staticmethod
+    def channels_per_head(width: int, config: Any) -> int | None:
+        """Channels of a head; None for a block without heads."""
+        return getattr(config, "head_dim", None)
 
     @staticmethod
     def check(width: int, config: Any) -> None:

@@ -85,7 +85,9 @@ def run(
     experiment = load(space, tuple(overrides))
     if not experiment.tasks:
         raise SpaceError(f"{space} names no tasks; add e.g. `tasks: {{use: [mad/*]}}`")
-    for warning in experiment.warnings:
+    from archsearch.fits import check_fits
+
+    for warning in (*experiment.warnings, *check_fits(experiment)):
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
     from archsearch.report.session import search

@@ -13,12 +13,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from archsearch.canonical import named, nested, wired
 from archsearch.catalogue import block_info
 from archsearch.dims import Dim, Value, word
 from archsearch.errors import SpaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 FORMAT = 1
 COMBINE = Dim(options=("add", "concat", "gate"), default="add")
@@ -119,7 +120,7 @@ class Genome:
     """Weight of the losses of early exits in training, e_scale in LayerSkip."""
 
     def __post_init__(self) -> None:
-        genes = _wired(self.genes)
+        genes = wired(self.genes)
         if not genes:
             raise SpaceError("a genome needs at least one block that is not 'none'")
         count = sum(1 for _ in nested(genes))
@@ -132,7 +133,7 @@ class Genome:
             if value not in dim:
                 raise SpaceError(f"{name} cannot be {word(value)}; legal: {dim.legal}")
             object.__setattr__(self, name, dim.cast(value))
-        object.__setattr__(self, "genes", _named(genes))
+        object.__setattr__(self, "genes", named(genes))
 
     @property
     def branches(self) -> tuple[Gene, ...]:
@@ -205,30 +206,6 @@ class Genome:
         return _text(self.genes, varying)
 
 
-def nested(genes: Sequence[Gene]) -> Iterator[Gene]:
-    """The genes in order, each wrapper before what it holds."""
-    for gene in genes:
-        yield gene
-        yield from nested(gene.inner)
-
-
-def sharing(genes: Sequence[Gene]) -> dict[str, list[Gene]]:
-    """The uses of each set of shared weights; what shared weights hold is used once."""
-    members: dict[str, list[Gene]] = {}
-
-    def visit(gene: Gene) -> None:
-        known = gene.share in members
-        if gene.share is not None:
-            members.setdefault(gene.share, []).append(gene)
-        if not known:
-            for held in gene.inner:
-                visit(held)
-
-    for gene in genes:
-        visit(gene)
-    return members
-
-
 def runs(genes: Sequence[Gene], most: int = MOST_GENES) -> list[tuple[int, tuple[Gene, ...]]]:
     """The genes as (count, motif) pairs, the longest repetition first at every place.
 
@@ -260,74 +237,6 @@ def _longest(numbers: list[int], most: int) -> tuple[int, int]:
         if count > 1 and count * length > best[0] * best[1]:
             best = (count, length)
     return best
-
-
-def _kept(gene: Gene) -> Gene | None:
-    """The gene without what nobody reads within it; None for a wrapper that holds nothing."""
-    info = block_info(gene.block)
-    if info.wraps is None:
-        return gene
-    for held in gene.inner:
-        if held.inputs:
-            raise SpaceError(f"what '{gene.block}' holds can only read the stream before it")
-        if info.wraps == "set" and block_info(held.block).joins == "next":
-            why = "whose output goes to the next block alone"
-            raise SpaceError(f"'{gene.block}' cannot hold '{held.block}', {why}")
-    inner = _read([kept for held in gene.inner if (kept := _kept(held))])
-    if info.wraps == "set":
-        inner.sort(key=lambda g: json.dumps(_gene_json(g), sort_keys=True))
-    return dataclasses.replace(gene, inner=tuple(inner)) if inner else None
-
-
-def _read(genes: list[Gene]) -> list[Gene]:
-    """Without the branches at the end that nobody reads."""
-    while genes and block_info(genes[-1].block).joins == "next":
-        genes = genes[:-1]
-    return genes
-
-
-def _wired(genes: Sequence[Gene]) -> tuple[Gene, ...]:
-    """Without what nobody reads, the inputs of each gene in order and counted anew."""
-    done: list[Gene] = []
-    left = [0]  # of the first n genes
-    for index, gene in enumerate(genes):
-        if any(type(n) is not int or not 0 <= n <= index for n in gene.inputs):
-            what = ", ".join(map(str, gene.inputs))
-            raise SpaceError(f"gene {index + 1} cannot read {what}; legal: 0 to {index}")
-        kept = _kept(gene)
-        if kept:
-            numbers = streams(done)
-            reads = sorted({numbers[left[n]] for n in gene.inputs})
-            inputs = () if reads == [numbers[-1]] else tuple(reads)
-            combine = gene.combine if len(inputs) > 1 else "add"
-            done.append(dataclasses.replace(kept, inputs=inputs, combine=combine))
-        left.append(len(done))
-    return tuple(_read(done))
-
-
-def streams(genes: Sequence[Gene]) -> list[int]:
-    """For each number of genes, the last of them that changed the stream; 0 for none."""
-    numbers = [0]
-    for n, gene in enumerate(genes, 1):
-        joins = block_info(gene.block).joins == "stream"
-        numbers.append(n if joins else numbers[-1])
-    return numbers
-
-
-def _named(genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
-    """With shared weights named A, B, ... in order of first use, and those used once unnamed."""
-    members = sharing(genes)
-    for share, uses in members.items():
-        if len({dataclasses.replace(use, inputs=(), combine="add") for use in uses}) > 1:
-            raise SpaceError(f"the blocks that share the weights '{share}' differ")
-    kept = [share for share, uses in members.items() if len(uses) > 1]
-    names = {share: _letter(i) for i, share in enumerate(kept)}
-
-    def rename(gene: Gene) -> Gene:
-        inner = tuple(rename(g) for g in gene.inner)
-        return dataclasses.replace(gene, share=names.get(gene.share or ""), inner=inner)
-
-    return tuple(rename(gene) for gene in genes)
 
 
 def _gene_json(gene: Gene) -> dict[str, Any]:
@@ -390,8 +299,3 @@ def _gene_text(gene: Gene, varying: Collection[tuple[str, str]] | None) -> str:
 
 def _plain(value: Value) -> Value:
     return "none" if value is None else value
-
-
-def _letter(index: int) -> str:
-    rest, last = divmod(index, 26)
-    return (_letter(rest - 1) if rest else "") + chr(ord("A") + last)

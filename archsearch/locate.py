@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from archsearch.canonical import streams
 from archsearch.catalogue import block_info
 from archsearch.dims import one
-from archsearch.genome import FRAME, streams
+from archsearch.genome import FRAME
 from archsearch.space import (
     Decisions,
     Option,
@@ -54,6 +55,8 @@ class _Place(NamedTuple):
     """The gene at which the repeat began."""
     ends: tuple[tuple[str, int], ...] = ()
     """For each stage that a slot reads, the gene at which it ended."""
+    spelled: tuple[int, ...] = ()
+    """The slots that later repeats fill alike, one for each gene, where some read elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def _next(walk: _Walk, stage: Stage, genes: tuple[Gene, ...]) -> Iterator[_Walk]
         ended = _answer(f"{stage.name}.repeat", stage.repeat, place.repeat)
         ends = place.ends + (((stage.name, place.gene),) if stage.name in walk.read else ())
         after = place._replace(
-            stage=place.stage + 1, repeat=0, began=place.gene, plan=None, ends=ends
+            stage=place.stage + 1, repeat=0, began=place.gene, plan=None, ends=ends, spelled=()
         )
         yield _Walk(after, walk.answers | ended, read=walk.read)
     if not any(isinstance(r, int) and r > place.repeat for r in counts):
@@ -190,11 +193,14 @@ def _fill(
             for gene, shared, chosen in _matches(walk, option, base, names, genes)
             for combined in _reads(slot, path, place, genes[:gene])
         ]
+    alike = not place.repeat if once else place.plan is not None
+    tracked = alike and any(other.inputs != ("prev",) for other in stage.pattern)
     for gene, shared, chosen in ways:
         given = answers | chosen
         if all(walk.answers.get(question, answer) == answer for question, answer in given.items()):
             # a motif makes the same choices in every repeat
-            moved = place._replace(slot=place.slot + 1, gene=gene, shared=shared)
+            spelled = place.spelled + (place.slot,) * (tracked * (gene - place.gene))
+            moved = place._replace(slot=place.slot + 1, gene=gene, shared=shared, spelled=spelled)
             yield _Walk(moved, walk.answers | given, motif, walk.read)
 
 
@@ -246,13 +252,25 @@ def _matches(
         if shares is None or replace(other, **_own(gene)) != gene:
             return
         bound = shares
-    chosen = _chosen(option, base, values)
-    if not info.wraps:
+    ways = [(bound, _chosen(option, base, values))]
+    fresh = [name for i, name in enumerate(names) if name is None or name not in names[:i]]
+    known = dict(place.shared)
+    for _ in (name for name in fresh if info.wraps and name not in known):
+        ways = list(_filled(ways, option, gene, base, walk.answers))
+    for bound, chosen in ways:
         yield after, bound, chosen
-        return
-    for inner in permutations(gene.inner) if info.wraps == "set" else (gene.inner,):
-        for held in _held(option, inner, base, walk.answers, bound):
-            yield after, held.place.shared, chosen | held.answers
+
+
+def _filled(
+    ways: list[tuple[_Shared, Decisions]], option: Option, gene: Gene, base: str, answers: Decisions
+) -> Iterator[tuple[_Shared, Decisions]]:
+    """The ways that go on with weights of its own for what the wrapper `gene` holds."""
+    beside = block_info(gene.block).wraps == "set"
+    for bound, chosen in ways:
+        for inner in permutations(gene.inner) if beside else (gene.inner,):
+            for held in _held(option, inner, base, answers | chosen, bound):
+                if all(chosen.get(question, a) == a for question, a in held.answers.items()):
+                    yield held.place.shared, chosen | held.answers
 
 
 def _held(

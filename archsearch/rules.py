@@ -10,9 +10,9 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from archsearch.canonical import nested
 from archsearch.cost import Cost
 from archsearch.errors import BlockError, SpaceError
-from archsearch.genome import nested
 from archsearch.model import cost
 from archsearch.stack import configured
 

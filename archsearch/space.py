@@ -14,6 +14,7 @@ from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
+from archsearch.canonical import kept
 from archsearch.dims import Dim, Value, one
 from archsearch.genome import FRAME, Gene, Genome
 
@@ -320,7 +321,8 @@ def _genes(
         if option.block is not None and repeats:
             gene = _gene(option, here, pick, shared)
             combine = pick(f"{here}.combine", slot.combine) if len(slot.inputs) > 1 else "add"
-            genes += [(replace(gene, combine=str(combine)), slot.inputs)] * repeats
+            if kept(gene):  # a wrapper that holds nothing is no gene
+                genes += [(replace(gene, combine=str(combine)), slot.inputs)] * repeats
     return genes
 
 

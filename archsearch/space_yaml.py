@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -30,7 +30,7 @@ from archsearch.sections import (
     SpaceFile,
     explain,
 )
-from archsearch.space import Match, SearchSpace
+from archsearch.space import Match, Option, SearchSpace
 from archsearch.stack_yaml import StackReader
 from archsearch.yaml_source import Document, Path, read
 
@@ -67,6 +67,10 @@ class Experiment:
     warnings: tuple[str, ...]
     identity: str
     """Canonical text of what may not change while a run goes on."""
+    document: Document = field(repr=False, compare=False)
+    """The file with the places of all that it says."""
+    options: tuple[tuple[Path, Option], ...] = field(repr=False, compare=False)
+    """Every block that the file names, and where."""
 
     @property
     def context(self) -> int:
@@ -147,6 +151,7 @@ class _Reader:
             space=space, goals=tuple(goals), tasks=tuple(tasks), recipe=file.recipe,
             search=file.search, seeds=seeds, text=text, overrides=overrides, notes=file.notes,
             warnings=tuple(self.stack.warnings), identity=identity(document.data),
+            document=document, options=tuple(self.stack.placed),
         )  # fmt: skip
 
     def seeds(self) -> tuple[Genome, ...]:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, block_class, ones, role_of, zeros
+from archsearch.canonical import nested, sharing
 from archsearch.catalogue import block_info
 from archsearch.cost import NOTHING, Cost, Held
-from archsearch.genome import nested, sharing
 from archsearch.kernels.rms_norm import RMSNorm
 from archsearch.wrapper import Inner
 

@@ -28,16 +28,19 @@ class StackReader:
     Attributes:
         used: The definitions that some slot uses.
         warnings: What is legal and probably not meant.
+        placed: Every block that the document names, and where.
     """
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self.warnings: list[str] = []
+        self.placed: list[tuple[Path, Option]] = []
         self.used: set[str] = set()
         data = document.data
         define = data.get("define") if isinstance(data, dict) else None
         self.define: dict[str, Any] = define if isinstance(define, dict) else {}
         self._before: list[str] = []
+        self._stages: list[str] = []
         model = data.get("model") if isinstance(data, dict) else None
         self._causal = not (isinstance(model, dict) and model.get("causal") is False)
         self._read: dict[str, list[Option]] = {}
@@ -51,7 +54,9 @@ class StackReader:
         except (KeyError, TypeError):
             stack = None
         stages: list[Stage] = []
-        for i, data in enumerate(stack if isinstance(stack, list) else []):
+        stack = stack if isinstance(stack, list) else []
+        self._stages = [f"stage:{data.get('stage')}" for data in stack if isinstance(data, dict)]
+        for i, data in enumerate(stack):
             path: Path = ("model", "stack", i)
             if not isinstance(data, dict) or not isinstance(data.get("pattern"), list):
                 continue
@@ -67,6 +72,7 @@ class StackReader:
             unique, scheme = None, SCHEMES.narrow([SCHEMES.default])
             if "unique" in data:
                 unique = self._choices(data["unique"], UNIQUE, (*path, "unique"))
+                self._check_unique(unique, repeat, (*path, "unique"))
             if "scheme" in data:
                 scheme = self._choices(data["scheme"], SCHEMES, (*path, "scheme"))
                 if "unique" not in data:
@@ -95,6 +101,14 @@ class StackReader:
         if most > MOST_GENES:
             message = f"the stack unrolls to as many as {most} blocks; at most {MOST_GENES}"
             self.document.problem(("model", "stack"), message, key=True)
+
+    def _check_unique(self, unique: Dim, repeat: Dim, path: Path) -> None:
+        most = _most(repeat)
+        for i, value in enumerate(unique.values or ()):
+            if isinstance(value, int) and value > max(1, most):
+                place = (*path, i) if (*path, i) in self.document.values else path
+                why = f"{value} sets of weights are more than the {most} repeats"
+                self.document.problem(place, why, f"legal: 1 to {max(1, most)}")
 
     def _name(self, name: Any, path: Path, *, key: bool = False) -> str:
         """A name of a stage or slot, noted if it cannot be one."""
@@ -161,6 +175,10 @@ class StackReader:
                 number = type(item) is int and 0 <= item <= MOST_GENES
                 if item in inputs[:i]:
                     document.problem((*path, "inputs", i), f"'{given(item)}' stands twice here")
+                elif item in self._stages and item not in legal:
+                    message = f"'{item}' is not before this slot"
+                    hint = f"known: {', '.join(legal)}, or a number of blocks"
+                    document.problem((*path, "inputs", i), message, hint)
                 elif not number and item not in legal:
                     hint = f"{nearest(str(item), legal)}, or a number of blocks"
                     document.problem((*path, "inputs", i), f"unknown input '{given(item)}'", hint)
@@ -231,7 +249,10 @@ class StackReader:
             else:
                 message = f"block '{name}' has no parameter '{key}'"
                 document.problem((*spot, key), message, nearest(key, dims), key=True)
-        return [Option(name, None if name == "none" else name, tuple(chosen), inner=inner)]
+        option = Option(name, None if name == "none" else name, tuple(chosen), inner=inner)
+        if info:
+            self.placed.append((spot, option))
+        return [option]
 
     def _held(self, name: str, params: dict[str, Any], path: Path) -> tuple[Slot, ...]:
         """The slots that a wrapper holds."""
@@ -309,8 +330,7 @@ class StackReader:
 
     def warn(self, path: Path, message: str, *, key: bool = False) -> None:
         """Note what is legal and probably not meant."""
-        spot = self.document.spot(path, key=key)
-        self.warnings.append(f"{spot.source}:{spot.line + 1}:{spot.column + 1}: {message}")
+        self.warnings.append(f"{self.document.place(path, key=key)}: {message}")
 
     def _prior(self, data: Any, options: list[Option], path: Path) -> tuple[float, ...] | None:
         if data is None:

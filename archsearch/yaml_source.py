@@ -87,6 +87,11 @@ class Document:
             path, key = path[:-1], False
         return (self.keys if key else self.values).get(path, Spot(next(iter(self.lines)), 0, 0))
 
+    def place(self, path: Path, *, key: bool = False) -> str:
+        """Where the value or key of `path` stands, as messages say it."""
+        spot = self.spot(path, key=key)
+        return f"{spot.source}:{spot.line + 1}:{spot.column + 1}"
+
     def _inside(self, spot: Spot, offset: int) -> Spot:
         """A character of the string at `spot`; the string itself where it fills several lines."""
         lines = self.lines[spot.source]

@@ -8,11 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    0: "errors dims cost seeds words catalogue genome expr drawing layout",
+    0: "errors dims cost seeds words catalogue canonical genome expr drawing layout",
     1: "block wrapper kernels layers",
     2: "blocks",
     3: "choices sections yaml_source stack_yaml space_yaml space locate library schema "
-    "stack model rules",
+    "stack model rules fits",
     4: "train trial weights testing",
     5: "search",
     6: "export scale",

@@ -1,12 +1,12 @@
 """Laws of the genome: a value, a file, and one name for each model."""
 
 import copy
-import dataclasses
 import json
 import os
 import random
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -17,10 +17,20 @@ from hypothesis import strategies as st
 from archsearch.catalogue import block_info, block_names
 from archsearch.errors import SpaceError
 from archsearch.genome import FRAME, MOST_GENES, MOST_REPEATS, Gene, Genome, runs
-from archsearch.model import build
+from archsearch.model import Extras, build
 from archsearch.space_yaml import dump, parse
 
-from .strategies import NEXT, VALUES, genes, genomes, parsed, rewritings
+from .strategies import (
+    AROUND,
+    FITTING,
+    NEXT,
+    VALUES,
+    WRAPPERS,
+    genes,
+    genomes,
+    parsed,
+    rewritings,
+)
 
 few = settings(max_examples=25, deadline=None)
 many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -40,10 +50,21 @@ def same_model(first, second):
         return False
     with torch.no_grad():
         for name, parameter in one.named_parameters():
-            if name.startswith("blocks") and not parameter.any():
+            if name.startswith("stack") and not parameter.any():
                 parameter.fill_(0.01)  # the second factor of a LoRA must not hide the first
                 dict(two.named_parameters())[name].fill_(0.01)
-        return torch.equal(one(TOKENS), two(TOKENS))
+        return all(map(torch.equal, signals(one), signals(two)))
+
+
+def signals(model):
+    """All that a model says: answers, and what it is trained on beside them."""
+    answers = [model.eval()(TOKENS)]
+    extras = Extras(torch.Generator().manual_seed(2))
+    answers += [model.train()(TOKENS, extras), *extras.losses]
+    return [
+        *answers,
+        *(logits for pair in extras.exits for logits in (torch.tensor(pair[0]), pair[1])),
+    ]
 
 
 # A value
@@ -85,9 +106,9 @@ def test_a_genome_with_every_letter_for_shared_weights_is_a_legal_file():
 
 @given(genomes())
 def test_a_genome_is_frozen(genome):
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(FrozenInstanceError):
         genome.d_model = 8
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(FrozenInstanceError):
         genome.genes[0].block = "none"
 
 
@@ -160,11 +181,64 @@ def test_the_text_of_a_genome():
 # One name for each model
 
 
+def reworded(gene, names, rng):
+    """The gene with other names of shared weights and another order of what stands side by side."""
+    inner = [reworded(held, names, rng) for held in gene.inner]
+    if block_info(gene.block).wraps == "set":
+        rng.shuffle(inner)
+    return replace(gene, share=names.get(gene.share), inner=tuple(inner))
+
+
+def tangled(rng):
+    """Wrappers that hold wrappers that hold shared weights, of which some hold shared weights."""
+    bodies = [Gene.of("swiglu", share) for share in ("p", "q", "r", None)]
+    bodies += [Gene.of("parallel", "v", [bodies[0], bodies[1], bodies[1]])]
+    bodies += [Gene.of("loop", "w", [bodies[0], bodies[2]])]
+
+    def one(depth):
+        if depth == 0 or rng.random() < 0.5:
+            return rng.choice(bodies)
+        held = [one(depth - 1) for _ in range(rng.randint(1, 4))]
+        return Gene.of(rng.choice(["parallel", "loop", "mod"]), None, held)
+
+    return tuple(one(3) for _ in range(rng.randint(1, 5)))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_the_order_of_a_set_and_the_names_of_shared_weights_change_no_key(seed):
+    rng = random.Random(seed)
+    genes = tangled(rng)
+    genome, shares = Genome(16, genes), list("pqrvw")
+    for _ in range(3):
+        names = dict(zip(shares, rng.sample("abcde", 5), strict=True))
+        other = Genome(16, tuple(reworded(gene, names, rng) for gene in genes))
+        assert other == genome
+        assert other.key == genome.key
+    assert replace(genome) == genome
+    assert Genome.from_json(genome.to_json()) == genome
+    assert parsed(genome.to_space()).space.resolve(lambda path, dim: dim.first) == genome
+
+
+def test_order_matters_where_one_comes_after_the_other():
+    held = [Gene.of("swiglu"), Gene.of("attention", heads=2)]
+    chain, other = (Genome(16, (Gene.of("loop", None, h),)) for h in (held, held[::-1]))
+    assert chain != other
+
+
+def test_random_genomes_hold_every_block():
+    causal = {name for name in block_names() if not block_info(name).bidirectional}
+    assert {*VALUES, *WRAPPERS} == causal
+
+
 @many
 @given(genomes())
 def test_the_canonical_form_is_its_own_canonical_form(genome):
-    assert dataclasses.replace(genome) == genome
-    again = [Gene.of(g.block, g.share, **dict(g.params)) for g in genome.genes]
+    assert replace(genome) == genome
+    again = [
+        replace(Gene.of(g.block, g.share, g.inner, **dict(g.params)), inputs=g.inputs,
+                combine=g.combine)
+        for g in genome.genes
+    ]  # fmt: skip
     assert tuple(again) == genome.genes
 
 
@@ -192,28 +266,34 @@ def mutations(genome):
     """Every genome that differs in one gene, in a sharing or in what stands around the stack."""
     listed = list(genome.genes)
     for i, gene in enumerate(listed):
-        for name, values in VALUES[gene.block].items():
+        others = [replace(gene, inputs=reads, combine=combine)
+                  for reads in ((), (0,), (0, i), (0, max(0, i - 1)))
+                  for combine in ("add", "gate")]  # fmt: skip
+        for name, values in (VALUES | WRAPPERS)[gene.block].items():
             for value in values:
                 given_params = dict(gene.params) | {name: value}
                 if gene.block == "attention" and name == "heads":
                     given_params["kv_heads"] = None
-                other = Gene.of(gene.block, None, **given_params)
-                yield [*listed[:i], other, *listed[i + 1 :]], {}
-        for block in VALUES:
-            extra = {"head_dim": 4} if block == "mamba2" else {}
-            yield [*listed[:i], Gene.of(block, **extra), *listed[i + 1 :]], {}
+                made = Gene.of(gene.block, **given_params)
+                others.append(replace(gene, share=None, params=made.params))
+        others += [Gene.of(block, **FITTING.get(block, {})) for block in VALUES]
+        others += [replace(gene, inner=(*gene.inner, Gene.of("swiglu")))] if gene.inner else []
+        others += [replace(gene, inner=gene.inner[::-1])]
+        for other in others:
+            yield [*listed[:i], other, *listed[i + 1 :]], {}
         yield [*listed[:i], gene, gene, *listed[i + 1 :]], {}
         yield listed[:i] + listed[i + 1 :], {}
         for j in range(i):
             if listed[j].block == gene.block and listed[j].params == gene.params:
                 tied = copy.copy(listed)
-                tied[i] = tied[j] = dataclasses.replace(gene, share="new")
+                tied[i] = tied[j] = replace(gene, share="new")
                 yield tied, {}
                 swapped = copy.copy(listed)
                 swapped[i], swapped[j] = swapped[j], swapped[i]
                 yield swapped, {}
-    yield listed, {"norm": "layer" if genome.norm == "rms" else "rms"}
-    yield listed, {"tie_embeddings": not genome.tie_embeddings}
+    for name, values in AROUND.items():
+        for value in values:
+            yield listed, {name: value}
     yield listed, {"d_model": genome.d_model * 2}
 
 
@@ -221,9 +301,8 @@ def mutations(genome):
 @given(genomes(most=4), st.data())
 def test_keys_are_equal_where_models_are_and_nowhere_else(genome, data):
     changed, around = data.draw(st.sampled_from(list(mutations(genome))))
-    kept = {f: getattr(genome, f) for f in ("d_model", "norm", "tie_embeddings")}
     try:
-        other = Genome(genes=tuple(changed), **(kept | around))
+        other = replace(genome, genes=tuple(changed), **around)
     except SpaceError:
         return
     equal = same_model(genome, other)
@@ -278,7 +357,9 @@ def scan(count):
             dims = block_info(block).dims
             given_params = {n: d.sample(rng) for n, d in dims.items() if rng.random() < 0.3}
             given_params = {n: v for n, v in given_params.items() if v in dims[n]}
-            gene = Gene.of(block, rng.choice((None, None, "A", "B")), **given_params)
+            held = [Gene.of("swiglu", mult=rng.randrange(1, 9))] if block_info(block).wraps else []
+            share = rng.choice((None, None, "A", "B"))
+            gene = Gene.of(block, share, held, **given_params)
             chosen += [gene] * rng.randrange(1, 3)
         rng.shuffle(chosen)
         try:

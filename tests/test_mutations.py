@@ -16,8 +16,8 @@ EACH = 125
 GENOME = Genome(
     32,
     (
-        Gene.of("shared_attention", share="A", lora_rank=4), Gene.of("mamba2", d_state=8),
-        Gene.of("swiglu", act="relu2"), Gene.of("shared_attention", share="A", lora_rank=4),
+        Gene.of("shared_attention", "A", lora_rank=4), Gene.of("mamba2", d_state=8),
+        Gene.of("swiglu", act="relu2"), Gene.of("shared_attention", "A", lora_rank=4),
         Gene.of("attention", heads=2, window=4),
     ),
     norm="layer",

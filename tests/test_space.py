@@ -3,6 +3,7 @@
 import contextlib
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -74,10 +75,10 @@ def test_located_are_members_and_no_others(experiment, other, foreign, data):
         i = data.draw(st.integers(0, len(genome.genes) - 1))
         cut = genome.genes[:i] + genome.genes[i + 1 :]
         doubled = genome.genes[: i + 1] + genome.genes[i:]
-        unshared = tuple(Gene.of(g.block, **dict(g.params)) for g in genome.genes)
+        unshared = tuple(replace(gene, share=None) for gene in genome.genes)
         for edited in (cut, doubled, unshared):
             try:
-                strangers.append(Genome(genome.d_model, edited, genome.norm))
+                strangers.append(replace(genome, genes=edited))
             except SpaceError:
                 continue
     for genome in strangers[:40]:

@@ -13,6 +13,7 @@ import yaml
 
 from archsearch.catalogue import block_names, found
 from archsearch.errors import SpaceError
+from archsearch.fits import check_fits
 from archsearch.genome import Gene, Genome
 from archsearch.library import shipped
 from archsearch.rules import draw, settle
@@ -112,7 +113,7 @@ CASES = list(read_cases())
 
 def complaint(text, overrides=()):
     with pytest.raises(SpaceError) as caught:
-        parse(text, "f.yaml", overrides)
+        check_fits(parse(text, "f.yaml", overrides))
     return str(caught.value)
 
 
@@ -472,7 +473,7 @@ def test_the_damage_test_sees_a_traceback_and_a_hang():
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_space_is_right_and_has_members(name):
     experiment = load(name)
-    assert experiment.warnings == ()
+    assert (*experiment.warnings, *check_fits(experiment)) == ()
     assert experiment.tasks
     assert experiment.space.size > 1 or "/" in name
     assert yaml.safe_load(experiment.text)["name"] == experiment.space.name

@@ -66,6 +66,7 @@ class ARMT(Block, name="armt", kind="mixer", paper="2407.04841"):
         nu: int = whole(1, 8, default=3)
         """Products per element of a key in its features (DPFP-nu)."""
 
+    spans = ("segment",)
     roles = {
         "slots": Role.embedding(None, "model", init=normal(1.0)),
         "q.weight": Role.hidden(None, "model"),

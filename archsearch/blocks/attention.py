@@ -141,6 +141,10 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
         )
 
     @staticmethod
+    def channels_per_head(width: int, config: Config) -> int:
+        return width // config.heads
+
+    @staticmethod
     def check(width: int, config: Config) -> None:
         info, kv_heads = Attention.info, config.kv_heads or config.heads
         legal, why = divisors(width), f"does not divide width {width}"

@@ -198,6 +198,10 @@ class SharedAttention(
         return width**2 + qkv + (1 + 2 * config.mult) * width * config.lora_rank
 
     @staticmethod
+    def channels_per_head(width: int, config: Config) -> int:
+        return 2 * width // config.heads
+
+    @staticmethod
     def check(width: int, config: Config) -> None:
         pair = 2 * width
         legal, why = divisors(pair), f"does not divide {pair} (twice the width)"

@@ -76,6 +76,7 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         gate: bool = choice(False, True, default=False)
         """Whether a GELU gate multiplies the output."""
 
+    spans = ("mini_batch",)
     roles = {
         "in_proj.weight": Role.hidden("inner", "model"),
         "conv.weight": Role.vector("inner", None, None, init=draw_conv),

@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
+from archsearch.fits import check_fits
 from archsearch.rules import cached_cost, draw, members, survey
 from archsearch.search.proposals import seed_candidates
 from archsearch.seeds import seed
@@ -32,10 +33,11 @@ def check_report(experiment: Experiment, source: str, console: Console) -> None:
     """Print size, feasible share, what rejects the rest, the extremes and the expected time.
 
     Raises:
-        SpaceError: if no member may be trained, or a genome of `start_from` is not in the space.
+        SpaceError: if a value fits nothing else, no member may be trained, or a genome of
+            `start_from` is not in the space.
     """
     space, context = experiment.space, experiment.context
-    for warning in experiment.warnings:
+    for warning in (*experiment.warnings, *check_fits(experiment)):
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     rng = random.Random(seed(experiment.search.seed, "check"))
     draw(space, rng, context, lambda genome: True)

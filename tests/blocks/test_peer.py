@@ -136,7 +136,7 @@ def test_the_first_step_is_the_same_with_sparse_gradients(monkeypatch, clip):
 
 def test_uses_of_shared_experts_add_their_sparse_gradients(monkeypatch):
     def gradients():
-        genes = [Gene.of("peer", share="A", keys=32, heads=2, top_k=4)] * 2
+        genes = [Gene.of("peer", "A", keys=32, heads=2, top_k=4)] * 2
         model = build(Genome(16, tuple(genes)), 8, generator=generator("start"))
         model(TASK.sample(4, generator("data"))[0]).square().sum().backward()
         return {name: p.grad for name, p in model.named_parameters()}

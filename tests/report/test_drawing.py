@@ -116,7 +116,7 @@ def test_no_two_boxes_overlap():
 
 
 def test_shared_weights_carry_their_letter():
-    shared = Gene.of("shared_attention", share="any name")
+    shared = Gene.of("shared_attention", "any name")
     root = draw((shared, Gene.of("mamba2"), shared, Gene.of("swiglu")))
     assert texts(root).count("shared attention *A") == 2
 
