@@ -9,7 +9,7 @@ SPACE ?= quickstart
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check bench pictures catalogue build wheel-check clean
+.PHONY: help run test test-all check bench pictures pages catalogue build wheel-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: $(VENV)/installed-dev  ## measure what benchmarks/results/ holds
 
 pictures: $(VENV)/installed-dev  ## draw the pictures of the README anew
 	$(BIN)/python docs/pictures.py
+
+pages: $(VENV)/installed-dev  ## write the page of every block, docs/blocks/, anew
+	$(BIN)/python docs/blocks.py
 
 catalogue: $(VENV)/installed-dev  ## write what the blocks declare to archsearch/blocks/catalogue.json
 	$(BIN)/python -m archsearch.blocks

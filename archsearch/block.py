@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from archsearch.catalogue import BlockInfo, declare, found
+from archsearch.catalogue import SIZES, BlockInfo, declare, found
 from archsearch.cost import Cost
-from archsearch.dims import dims_of
+from archsearch.dims import Value, dims_of
 from archsearch.errors import BlockError, nearest
 
 State = dict[str, Tensor]
@@ -162,7 +162,7 @@ class Block(nn.Module):
         )
         if register:
             _classes[name] = cls
-            declare(cls.info)
+            declare(cls.info, lambda: tuple(cls._usual_cost(*size) for size in SIZES))
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         """The branch for a whole sequence; the model adds the residual."""
@@ -184,6 +184,17 @@ class Block(nn.Module):
     def cost(width: int, config: Any, seq_len: int) -> Cost:
         """Cost of one use at a context of `seq_len` tokens."""
         raise NotImplementedError
+
+    @classmethod
+    def own_cost(cls, width: int, config: Any, seq_len: int) -> Cost:
+        """`cost`; of a wrapper, without what it holds."""
+        return cls.cost(width, config, seq_len)
+
+    @classmethod
+    def _usual_cost(cls, width: int, seq_len: int) -> Cost | None:
+        """Its own cost with defaults, or with the nearest to them that fit; None if none does."""
+        config = usual_config(cls, width)
+        return None if config is None else cls.own_cost(width, config, seq_len)
 
     @staticmethod
     def params_per_use(width: int, config: Any) -> int:
@@ -223,6 +234,30 @@ def divisors(number: int) -> list[int]:
     """Every whole number that divides `number`, in order."""
     small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
     return sorted({*small, *(number // i for i in small)})
+
+
+def usual_config(block: type[Block], width: int) -> Any | None:
+    """The defaults; where the width rules them out, those with one value moved as little as can be.
+
+    None if none of these fits.
+    """
+
+    def distance(default: Value, value: Value) -> float:
+        numbers = [v for v in (default, value) if isinstance(v, int | float) and v > 0]
+        return abs(math.log(numbers[0] / numbers[1])) if len(numbers) == 2 else 0.0
+
+    moved: list[tuple[float, dict[str, Value]]] = []
+    for name, dim in block.info.dims.items():
+        values = dim.options or [v for v in divisors(width) if v in dim]
+        moved += [(distance(dim.default, value), {name: value}) for value in values]
+    for _, given in [(0.0, {}), *sorted(moved, key=lambda option: option[0])]:
+        config = block.Config(**dict(block.info.fill(given)))
+        try:
+            block.check(width, config)
+        except BlockError:
+            continue
+        return config
+    return None
 
 
 def block_class(name: str) -> type[Block]:

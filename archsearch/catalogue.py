@@ -4,25 +4,36 @@ Blocks, tasks and spaces are found through the entry point groups `archsearch.bl
 `archsearch.tasks` and `archsearch.spaces`, in this package and in the user's own alike. A block is
 an `nn.Module`, so reading its parameters off the class costs the import of torch; the file
 `blocks/catalogue.json` keeps a copy for the blocks shipped here. Each copy carries the hash of the
-source file it was made from and is ignored once the two differ: it can be missing, never wrong.
-`python -m archsearch.blocks` writes it anew.
+source that it was made from, the layers and kernels that the block takes from here included, and
+is ignored once the two differ: it can be missing, never wrong. `python -m archsearch.blocks` writes
+it anew.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from archsearch.cost import Cost
 from archsearch.dims import Dim, Value, word
 from archsearch.errors import SpaceError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+SIZES = ((256, 4096), (128, 1024), (1024, 32_768))
+"""Widths and contexts at which blocks are compared: the reference, a small and a large one."""
+
+
+Costs = tuple[Cost | None, ...]
+"""One for each of `SIZES`; None where the block does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,12 +104,16 @@ class BlockInfo:
 
 
 _declared: dict[str, BlockInfo] = {}
+_costs: dict[str, Callable[[], Costs]] = {}
 
 
-def declare(info: BlockInfo) -> None:
+def declare(info: BlockInfo, costs: Callable[[], Costs] | None = None) -> None:
     """Make a block known in this process; called when its class is created."""
     _declared[info.name] = info
+    if costs:
+        _costs[info.name] = costs
     block_info.cache_clear()
+    block_costs.cache_clear()
 
 
 @cache
@@ -123,23 +138,92 @@ def block_info(name: str) -> BlockInfo:
         return _declared[name]
     if name not in found("blocks"):
         raise SpaceError(f"unknown block '{name}'; {nearest(name, block_names())}")
-    point = found("blocks")[name]
-    kept = _kept().get(name)
-    if kept and kept["source"] == source_hash(point.module):
+    kept = _kept(name)
+    if kept:
         return BlockInfo.from_json(kept["info"])
-    info: BlockInfo = point.load().info
+    info: BlockInfo = found("blocks")[name].load().info
     return info
 
 
 @cache
-def _kept() -> dict[str, Any]:
+def block_costs(name: str) -> Costs:
+    """What one use of a block costs at each of `SIZES`, with its defaults.
+
+    Where the defaults do not fit, they are those nearest to them that do. Of a wrapper it is what
+    it adds itself; what it holds is left out.
+
+    Raises:
+        SpaceError: if no package brings a block of that name.
+    """
+    info = block_info(name)
+    kept = None if name in _costs else _kept(name)
+    if kept and [tuple(size) for size in kept["sizes"]] == list(SIZES):
+        return tuple(Cost(**cost) if cost else None for cost in kept["costs"])
+    if name not in _costs and name in found("blocks"):
+        found("blocks")[name].load()
+    return _costs[info.name]() if info.name in _costs else (None,) * len(SIZES)
+
+
+def catalogue() -> dict[str, Any]:
+    """What `catalogue.json` must hold: every block shipped here, as its class says."""
+    entries = {}
+    for name, point in sorted(found("blocks").items()):
+        if source := source_hash(point.module):
+            info, costs = point.load().info, _costs[name]()
+            entries[name] = {
+                "source": source,
+                "info": info.to_json(),
+                "sizes": [list(size) for size in SIZES],
+                "costs": [cost and dataclasses.asdict(cost) for cost in costs],
+            }
+    return entries
+
+
+def _kept(name: str) -> dict[str, Any] | None:
+    """The entry of the catalogue file, unless it is stale."""
+    kept: dict[str, Any] | None = _file().get(name)
+    if kept and kept["source"] == source_hash(found("blocks")[name].module):
+        return kept
+    return None
+
+
+@cache
+def _file() -> dict[str, Any]:
     path = files("archsearch.blocks") / "catalogue.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+_OWN = re.compile(
+    r"^\s*(?:from|import)\s+archsearch\.(blocks|layers|kernels)(?:\.(\w+))?", re.MULTILINE
+)
+"""An import of what blocks are made of."""
+
+
 def source_hash(module: str) -> str | None:
-    """Hash of the source of a block shipped here; None for a block from elsewhere."""
+    """Hash of the source of a block shipped here; None for a block from elsewhere.
+
+    The source is its file and every file of blocks, layers and kernels that it reaches by imports.
+    """
     package, _, leaf = module.rpartition(".")
     if package != "archsearch.blocks":
         return None
-    return hashlib.sha256((files(package) / f"{leaf}.py").read_bytes()).hexdigest()[:16]
+    reached, left = dict[str, str](), [f"blocks/{leaf}"]
+    while left:
+        path = left.pop()
+        if path not in reached:
+            reached[path], imports = _source(path)
+            left += imports
+    text = json.dumps(reached, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _source(path: str) -> tuple[str, tuple[str, ...]]:
+    """Hash of one file, and the files that it imports."""
+    root = files("archsearch")
+    text = (root / f"{path}.py").read_bytes()
+    imports: list[str] = []
+    for folder, leaf in _OWN.findall(text.decode()):
+        inside = [f"{leaf}.py"] if leaf else [f.name for f in (root / folder).iterdir()]
+        imports += [f"{folder}/{name[:-3]}" for name in inside if name.endswith(".py")]
+    return hashlib.sha256(text).hexdigest(), tuple(imports)

@@ -20,6 +20,19 @@ def size(number: float) -> str:
     return f"{number:.3g} GiB"
 
 
+def short(number: float) -> str:
+    """12,345 as `12K`, 1,234,567 as `1.2M`: two or three digits, for a column of a table."""
+    if abs(number) < 999.5:
+        return f"{number:.0f}"
+    for unit in "KMGT":
+        number /= 1000
+        if abs(number) < 9.95:
+            return f"{number:.1f}{unit}"
+        if abs(number) < 999.5:
+            return f"{number:.0f}{unit}"
+    return f"{number:.0f}T"
+
+
 def span(seconds: float) -> str:
     """Seconds as `42 s`, `3 min 05 s`, `2 h 10 min`."""
     seconds = round(seconds)

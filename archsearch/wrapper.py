@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from archsearch.block import Block, Ctx, State
-from archsearch.cost import Cost, Held
+from archsearch.cost import NOTHING, Cost, Held
 
 
 class Inner(nn.Module):
@@ -72,3 +72,9 @@ class Wrapper(Block, name="wrapper", kind="wrapper", paper="", register=False):
     def cost(width: int, config: Any, seq_len: int, held: Held | None = None) -> Cost:
         """Cost of one use at a context of `seq_len` tokens, with what it holds."""
         raise NotImplementedError
+
+    @classmethod
+    def own_cost(cls, width: int, config: Any, seq_len: int) -> Cost:
+        """What it adds itself; side by side it holds two."""
+        count = 2 if cls.info.wraps == "set" else 1
+        return cls.cost(width, config, seq_len, Held(count, lambda time: NOTHING))

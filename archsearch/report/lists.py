@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from archsearch.catalogue import block_info, block_names, found
+from archsearch.catalogue import SIZES, block_costs, block_info, block_names, found
 from archsearch.dims import word
 from archsearch.errors import SpaceError, nearest
 from archsearch.library import shipped
 from archsearch.space_yaml import load
+from archsearch.words import short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+KINDS = {
+    "mixer": ("mixers", "move information along time"),
+    "ffn": ("FFNs", "work on each token alone"),
+    "wrapper": ("wrappers", "hold other blocks"),
+}
+COST_COLUMNS = ("width", "context", "params", "active", "FLOPs/token", "state bytes")
 
 
 def _table(*columns: str) -> Table:
@@ -42,12 +52,31 @@ def space_table() -> RenderableType:
 
 
 def block_table() -> RenderableType:
-    """Every block: kind, paper and what it is."""
-    table = _table("block", "kind", "arXiv", "parameters", "what it is")
-    for name in block_names():
-        info = block_info(name)
-        table.add_row(name, info.kind, info.paper, ", ".join(info.dims), info.summary)
-    return Group(table, Text(), Text("next: archsearch blocks NAME"))
+    """Every block by kind: its size, its paper and what it is, one line each."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    infos = [block_info(name) for name in block_names()]
+    table.add_column("block", no_wrap=True, min_width=max(len(info.name) for info in infos))
+    table.add_column("params", justify="right", no_wrap=True, min_width=6)
+    table.add_column("state", justify="right", no_wrap=True, min_width=5)
+    table.add_column("arXiv", no_wrap=True, min_width=10)
+    table.add_column("what it is")
+    for kind, (heading, what) in KINDS.items():
+        rows = [info for info in infos if info.kind == kind]
+        if rows:
+            table.add_row()
+            table.add_row(Text(heading, style="bold"), "", "", "", Text(what, style="dim"))
+        for info in rows:
+            cost = block_costs(info.name)[0]
+            params = short(cost.params) if cost else "-"
+            state = short(cost.state_bytes) if cost and not info.bidirectional else "-"
+            about = Text(info.summary, no_wrap=True, overflow="ellipsis")
+            table.add_row(info.name, params, state, info.paper, about)
+    width, context = SIZES[0]
+    note = (
+        f"params, and bytes of decode state (fp32), at width {width} and context {context};\n"
+        "of a wrapper what it adds itself"
+    )
+    return Group(table, Text(), Text(note), Text("next: archsearch blocks NAME"))
 
 
 def block_page(name: str) -> RenderableType:
@@ -64,8 +93,38 @@ def block_page(name: str) -> RenderableType:
         default = f"as {dim.default_from}" if dim.default_from else word(dim.default)
         when = f" (with {dim.when[0]}: {word(dim.when[1])})" if dim.when else ""
         table.add_row(key, default, dim.legal, info.docs.get(key, "") + when)
-    head = Text.assemble((name, "bold"), f"  {info.kind}, arXiv {info.paper}\n{info.summary}.")
-    return Group(head, Text(), table)
+    link = paper_link(info.paper) or info.paper
+    head = Text.assemble((name, "bold"), f"  {info.kind}, {link}\n{info.summary}.")
+    return Group(head, Text(), table, Text(), cost_table(name))
+
+
+def cost_table(name: str) -> Table:
+    """What a block costs at a small and a large size."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in COST_COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in cost_rows(name):
+        table.add_row(*row)
+    return table
+
+
+def cost_rows(name: str) -> list[tuple[str, ...]]:
+    """A row of `COST_COLUMNS` for a small and a large size."""
+    rows = []
+    for (width, context), cost in list(zip(SIZES, block_costs(name), strict=True))[1:]:
+        known: tuple[str, ...] = ("-",) * 4
+        if cost:
+            numbers = (cost.params, cost.active_params, cost.flops, cost.state_bytes)
+            known = tuple(short(number) for number in numbers)
+        if block_info(name).bidirectional:
+            known = (*known[:3], "-")
+        rows.append((str(width), f"{context // 1024}K", *known))
+    return rows
+
+
+def paper_link(paper: str) -> str | None:
+    """The address of a paper on arXiv; None where it is no arXiv number."""
+    return f"https://arxiv.org/abs/{paper}" if re.fullmatch(r"\d{4}\.\d{4,5}", paper) else None
 
 
 def task_page(name: str) -> RenderableType:

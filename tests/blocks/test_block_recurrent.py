@@ -84,7 +84,10 @@ def test_order_inside_a_block_does_not_reach_the_states():
     """States read keys that RoPE has not turned; the must-fail swap crosses a border."""
     block, x_BTD = built(window=8), tokens(16)
     states_BTSD = decoded(block, x_BTD, 16)[1]
-    close(decoded(block, x_BTD[:, [2, 0, 3, 1, 7, 6, 5, 4, *range(8, 16)]], 16)[1][:, -1], states_BTSD[:, -1])
+    close(
+        decoded(block, x_BTD[:, [2, 0, 3, 1, 7, 6, 5, 4, *range(8, 16)]], 16)[1][:, -1],
+        states_BTSD[:, -1],
+    )
     across_BTSD = decoded(block, x_BTD[:, [*range(7), 8, 7, *range(9, 16)]], 16)[1]
     assert not torch.allclose(across_BTSD[:, -1], states_BTSD[:, -1])
 

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis.strategies import floats, integers
 
-from archsearch.words import count, size, span
+from archsearch.words import count, short, size, span
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,23 @@ def test_span_never_shrinks(a, b):
         return sum(n * unit[u] for n, u in zip(numbers, text.split()[1::2], strict=True))
 
     assert minutes(span(min(a, b))) <= minutes(span(max(a, b)))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "0"), (999, "999"), (999.6, "1.0K"), (12_345, "12K"), (524_288, "524K"),
+        (999_499, "999K"), (999_501, "1.0M"), (1_048_576, "1.0M"), (9_960_000, "10M"),
+        (4.2e9, "4.2G"),
+    ],
+)  # fmt: skip
+def test_short(number, words):
+    assert short(number) == words
+
+
+@given(integers(0, 10**14))
+def test_short_is_true_to_five_percent_in_at_most_four_characters(number):
+    assert len(short(number)) <= 4
+    value, unit = re.fullmatch(r"([\d.]+)([KMGT]?)", short(number)).groups()
+    scale = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[unit]
+    assert float(value) * scale == pytest.approx(number, rel=5e-2)
