@@ -1,11 +1,10 @@
 """The contract of every block, as laws that raise AssertionError where a block breaks one.
 
-    from archsearch.testing.blocks import BLOCK_LAWS, CASE_LAWS, cases
+    from archsearch.testing.blocks import contract
 
-    @pytest.mark.parametrize("case", cases(MyBlock), ids=str)
-    @pytest.mark.parametrize("law", CASE_LAWS)
-    def test_my_block(law, case):
-        law(case)
+    @pytest.mark.parametrize("law", contract(MyBlock), ids=str)
+    def test_my_block(law):
+        law()
 
 A case is a block at one width with one config. `cases` makes them from the search dimensions that
 the block declares, so nothing has to be added when a block or a dimension is.
@@ -22,7 +21,9 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ from archsearch.testing.cases import (
     wider,
 )
 
-__all__ = ["BLOCK_LAWS", "CASE_LAWS", "Case", "cases"]
+__all__ = ["BLOCK_LAWS", "CASE_LAWS", "Applied", "Case", "cases", "contract"]
 
 LENGTHS = (1, 2, 7, 65, 150)
 """Lengths of sequence: on both sides of the usual sizes of chunks, tiles and windows."""
@@ -290,6 +291,28 @@ CASE_LAWS: tuple[Law, ...] = (
     stays_finite,
     runs_in_bf16,
 )
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A law and what it judges: a block, or a case of one. Calling it raises where it is broken."""
+
+    law: Callable[[Any], None]
+    what: type[Block] | Case
+
+    def __str__(self) -> str:
+        what = self.what if isinstance(self.what, Case) else self.what.info.name
+        return f"{self.law.__name__}-{what}"
+
+    def __call__(self) -> None:
+        """Judge it."""
+        self.law(self.what)
+
+
+def contract(block: type[Block]) -> list[Applied]:
+    """Every law for one block, those of its cases included."""
+    of_cases = [Applied(law, case) for law in CASE_LAWS for case in cases(block)]
+    return [*(Applied(law, block) for law in BLOCK_LAWS), *of_cases]
 
 
 def _inputs(
