@@ -88,13 +88,14 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
         return self.out(y_BHK.flatten(-2)), state
 
     def _project(self, x_BTD: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        split = [self.heads, self.kv_heads, self.kv_heads]
-        q, k, v = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width)).split(split, -2)
+        qkv = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width))
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], -2)
         if self.config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = qk.split([self.heads, self.kv_heads], -2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), -2)
         if self.config.pos == "rope":
-            theta, share = self.config.theta, self.config.rotary
-            q, k = (rope(x, position, theta, share) for x in (q, k))
+            qk = rope(qk, position, self.config.theta, self.config.rotary)
+        q, k = qk.split([self.heads, self.kv_heads], -2)
         return q, k, v
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
