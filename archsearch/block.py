@@ -9,7 +9,7 @@ import ast
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +25,8 @@ State = dict[str, Tensor]
 """What decoding carries from token to token: one tensor per name, batch first."""
 Init = Callable[[Tensor, Generator], object]
 """Fills a parameter in place from an explicit random stream."""
+RESERVED = frozenset({"block", "share", "of"})
+"""What a gene says beside its parameters, which therefore cannot have these names."""
 RoleKind = Literal["hidden", "embedding", "readout", "vector", "small"]
 
 
@@ -148,6 +150,9 @@ class Block(nn.Module):
         register: bool = True,
     ) -> None:
         super().__init_subclass__()
+        taken = RESERVED & {field.name for field in fields(cls.Config)}
+        if taken:
+            raise BlockError(f"block '{name}': a parameter cannot be called '{min(taken)}'")
         cls.info = BlockInfo(
             name=name,
             kind=kind,

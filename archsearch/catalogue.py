@@ -4,9 +4,8 @@ Blocks, tasks and spaces are found through the entry point groups `archsearch.bl
 `archsearch.tasks` and `archsearch.spaces`, in this package and in the user's own alike. A block is
 an `nn.Module`, so reading its parameters off the class costs the import of torch; the file
 `blocks/catalogue.json` keeps a copy for the blocks shipped here. Each copy carries the hash of the
-source that it was made from, the layers and kernels that the block takes from here included, and
-is ignored once the two differ: it can be missing, never wrong. `python -m archsearch.blocks` writes
-it anew.
+source that it was made from, what that imports from this package included, and is ignored once the
+two differ: it can be missing, never wrong. `python -m archsearch.blocks` writes it anew.
 """
 
 from __future__ import annotations
@@ -193,16 +192,14 @@ def _file() -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-_OWN = re.compile(
-    r"^\s*(?:from|import)\s+archsearch\.(blocks|layers|kernels)(?:\.(\w+))?", re.MULTILINE
-)
-"""An import of what blocks are made of."""
+_OWN = re.compile(r"^\s*(?:from|import)\s+archsearch\.(\w+)(?:\.(\w+))?", re.MULTILINE)
+"""An import of another file of this package."""
 
 
 def source_hash(module: str) -> str | None:
     """Hash of the source of a block shipped here; None for a block from elsewhere.
 
-    The source is its file and every file of blocks, layers and kernels that it reaches by imports.
+    The source is its file and every file of this package that it reaches by imports.
     """
     package, _, leaf = module.rpartition(".")
     if package != "archsearch.blocks":
@@ -223,7 +220,10 @@ def _source(path: str) -> tuple[str, tuple[str, ...]]:
     root = files("archsearch")
     text = (root / f"{path}.py").read_bytes()
     imports: list[str] = []
-    for folder, leaf in _OWN.findall(text.decode()):
-        inside = [f"{leaf}.py"] if leaf else [f.name for f in (root / folder).iterdir()]
-        imports += [f"{folder}/{name[:-3]}" for name in inside if name.endswith(".py")]
+    for first, leaf in _OWN.findall(text.decode()):
+        if (root / f"{first}.py").is_file():
+            imports.append(first)
+        else:
+            inside = [f"{leaf}.py"] if leaf else [f.name for f in (root / first).iterdir()]
+            imports += [f"{first}/{name[:-3]}" for name in inside if name.endswith(".py")]
     return hashlib.sha256(text).hexdigest(), tuple(imports)

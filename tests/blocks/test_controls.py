@@ -210,6 +210,16 @@ def test_a_wrong_cost_of_further_uses_is_caught():
         laws.costs_what_it_says(case(toy, lora_rank=2))
 
 
+def test_a_parameter_with_the_name_of_something_else_is_refused():
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Config:
+        share: int = whole(1, 2, default=1)
+        """A name that genes use otherwise."""
+
+    with pytest.raises(BlockError, match="'toy': a parameter cannot be called 'share'"):
+        wrapped(SwiGLU, Config=Config)
+
+
 def test_a_missing_role_is_caught():
     toy = wrapped(SwiGLU, roles={"up.weight": Role.hidden("hidden", "model")})
     for law in (laws.has_true_roles, laws.starts_from_roles):
