@@ -32,7 +32,7 @@ def test_a_change_in_what_a_block_is_made_of_makes_its_entry_stale(tmp_path):
     assert "attention" not in changed
     with (package / "blocks" / "mamba2.py").open("a") as file:
         file.write("\nTAPS = 2\n")
-    assert {"mamba2", "short_conv"} <= {n for n, kept in fresh(tmp_path).items() if not kept}
+    assert "mamba2" in {name for name, kept in fresh(tmp_path).items() if not kept}
     with (package / "cost.py").open("a") as file:
         file.write("\nBYTES = 8\n")
     assert not any(fresh(tmp_path).values())
