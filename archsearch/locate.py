@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 
 _Shared = frozenset[tuple[str, str | None]]
-"""Definition -> shared weights of the genome that it stands for; None if they are used once."""
+"""Definition -> shared weights of the genome that it stands for; None if they are used once, "" if
+it holds nothing."""
 
 
 class _Place(NamedTuple):
@@ -237,11 +238,14 @@ def _matches(
     place, info = walk.place, block_info(option.block or "")
     free = {n: walk.answers.get(f"{base}.{n}", d.first) for n, d in option.params}
     for held in _held(option, (), base, walk.answers, place.shared) if info.wraps else ():
-        # a wrapper that holds nothing is no gene
-        yield place.gene, held.place.shared, _chosen(option, base, free) | held.answers
+        # a wrapper that holds nothing is no gene; shared, it is none anywhere
+        bound = held.place.shared
+        if option.share is None or dict(bound).get(option.share, "") == "":
+            bound |= {(option.share, "")} if option.share else set()
+            yield place.gene, bound, _chosen(option, base, free) | held.answers
     if place.gene == len(genes):
         if info.joins == "next":  # only a branch that nobody reads may follow the last gene
-            yield place.gene, place.shared, _chosen(option, base, free)
+            yield place.gene, place.shared, {}  # of which nothing is told
         return
     gene, after = genes[place.gene], place.gene + len(names)
     values, bound = _params(option, gene), place.shared
