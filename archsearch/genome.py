@@ -92,8 +92,9 @@ class Genome:
     """One architecture in canonical form.
 
     Creating one drops every branch whose output nobody reads and every wrapper that holds nothing,
-    forgets the sharing of weights that are used once and renames shared weights A, B, ... in order
-    of first use. Hence equal models are equal genomes, whatever they were written as.
+    forgets the sharing of weights that are used once and what has no effect around the stack, and
+    renames shared weights A, B, ... in order of first use. Hence equal models are equal genomes,
+    whatever they were written as.
 
     Raises:
         SpaceError: if nothing is left or too much, genes that share weights differ, or a value is
@@ -128,17 +129,24 @@ class Genome:
             raise SpaceError(f"a genome of {count} blocks; at most {MOST_GENES}")
         if type(self.d_model) is not int or self.d_model < 1:
             raise SpaceError(f"d_model cannot be {word(self.d_model)}; it is a whole number from 1")
+        object.__setattr__(self, "genes", named(genes))
         for name, dim in FRAME.items():
             value = getattr(self, name)
             if value not in dim:
                 raise SpaceError(f"{name} cannot be {word(value)}; legal: {dim.legal}")
-            object.__setattr__(self, name, dim.cast(value))
-        object.__setattr__(self, "genes", named(genes))
+            object.__setattr__(self, name, dim.default if name in self.idle else dim.cast(value))
 
     @property
     def branches(self) -> tuple[Gene, ...]:
         """Every branch, those within wrappers in the place of the wrapper."""
         return tuple(gene for gene in nested(self.genes) if not gene.inner)
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """What has no effect around the stack: one branch is never dropped nor left early."""
+        joined = sum(block_info(gene.block).joins == "stream" for gene in self.genes)
+        alone = {"layer_dropout": len(self.genes), "exit_loss": joined}
+        return frozenset(name for name, count in alone.items() if count == 1)
 
     @property
     def bidirectional(self) -> bool:

@@ -80,6 +80,8 @@ def locate(space: SearchSpace, genome: Genome) -> Decisions | None:
     if not space.match:
         outer.append(("d_model", space.d_model, genome.d_model))
     for path, dim, value in outer:
+        if path in genome.idle:
+            continue
         if value not in dim:
             return None
         answers |= _answer(path, dim, value)

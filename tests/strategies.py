@@ -23,6 +23,9 @@ VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
         "theta": (10_000.0, 100.0, 500_000.0), "qk_norm": (False, True),
         "qkv_bias": (False, True), "window": (None, 3, 5), "rotary": (1.0, 0.5),
     },
+    "block_recurrent": {"heads": (1, 2), "window": (8, 16), "states": (2, 3),
+                        "gate": ("fixed", "lstm"), "pos": ("rope", "none"),
+                        "theta": (10_000.0, 100.0)},
     "gated_deltanet": {
         "head_dim": (8, 16), "expand_k": (1.0, 2.0), "expand_v": (1, 2), "value_heads": (1, 2),
         "conv": (1, 4), "beta": (1, 2), "decay": (True, False), "gate": (True, False),
