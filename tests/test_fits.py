@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,10 @@ from archsearch.errors import BlockError, SpaceError
 from archsearch.fits import check_fits
 from archsearch.genome import Gene, Genome
 from archsearch.model import build, cost
-from archsearch.space_yaml import parse
+from archsearch.sections import Recipe
+from archsearch.space_yaml import dump, parse
+from archsearch.trial import run_trial
+from mad_tasks import Memorization
 
 CAUSAL = sorted(name for name in block_names() if not block_info(name).bidirectional)
 SPACE = """\
@@ -88,20 +90,28 @@ def test_a_space_with_too_many_combinations_is_left_to_the_search():
     assert warnings("mamba2", many, "[32, 64, 128]") == ()
 
 
-def test_a_block_that_looks_ahead_is_refused_in_a_causal_space(monkeypatch):
-    ahead = replace(block_info("attention"), bidirectional=True)
-    known = lambda name: ahead if name == "attention" else block_info(name)  # noqa: E731
-    monkeypatch.setattr("archsearch.stack_yaml.block_info", known)
-    text = SPACE.format(width=32, block="attention", params="{heads: 2}")
+def test_a_block_that_looks_ahead_is_refused_in_a_causal_space():
+    text = SPACE.format(width=32, block="hydra", params="{d_state: 8}")
     with pytest.raises(SpaceError) as caught:
         parse(text, "f.yaml")
     assert str(caught.value) == (
-        "f.yaml:5:18: 'attention' looks ahead: it is not causal\n"
-        "    - part: {attention: {heads: 2}}\n"
-        "             ^^^^^^^^^\n"
+        "f.yaml:5:18: 'hydra' looks ahead: it is not causal\n"
+        "    - part: {hydra: {d_state: 8}}\n"
+        "             ^^^^^\n"
         "  `causal: false` under `model` allows it"
     )
-    assert parse(text.replace("model:\n", "model:\n  causal: false\n"), "f.yaml")
+
+
+def test_a_space_that_is_not_causal_learns_and_does_not_decode():
+    text = SPACE.format(width=32, block="hydra", params="{d_state: 8}")
+    experiment = parse(text.replace("model:\n", "model:\n  causal: false\n"), "f.yaml")
+    genome = experiment.space.resolve(lambda path, dim: dim.first)
+    assert parse(dump(genome)).space.locate(genome) is not None
+    recipe = Recipe(steps=20, evals=2, batch=4, eval_rows=8, lr=3e-3, warmup=0.1)
+    result = run_trial(genome, (Memorization(vocab=16, seq_len=16),), recipe, seed=0)
+    assert (result.status, result.why) == ("ok", "")
+    with pytest.raises(BlockError, match=r"hydra.* looks ahead, so it cannot decode"):
+        result.models[0].start(1, 16)
 
 
 def test_genes_that_share_weights_and_differ_are_refused():
