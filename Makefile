@@ -43,6 +43,7 @@ check: $(VENV)/installed-dev  ## lint and types
 
 bench: $(VENV)/installed-dev  ## measure what benchmarks/results/ holds
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/blocks.py --out benchmarks/results/blocks.json
 
 pictures: $(VENV)/installed-dev  ## draw the pictures of the README anew
 	$(BIN)/python docs/pictures.py
