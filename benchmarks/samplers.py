@@ -21,10 +21,11 @@ import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -169,20 +170,21 @@ def ours(problem: Problem, strategy: str, seed: int, trials: int) -> Run:
     def wanted(decisions: Decisions) -> bool:
         return problem.canonical(member(decisions)) not in taken
 
-    def child() -> Child | None:
+    def children() -> Iterator[Child | None]:
         if strategy == "evolution":
-            return evolution.child(problem, history, rng, trials)
+            yield from evolution.children(problem, history, rng, trials)
         if strategy == "local":
-            return local.child(problem, history, rng, wanted)
+            yield local.child(problem, history, rng, wanted)
         if strategy == "graphgp":
-            return graphgp.child(problem, problem.graph, history, (), rng, wanted)
-        return Child(problem.sample(rng))
+            yield graphgp.child(problem, problem.graph, history, (), rng, wanted)
+        while True:
+            yield Child(problem.sample(rng))
 
     incumbents, spent = [], 0.0
     best = (float("inf"), 0.0)
     while len(history) < trials:
         began = time.process_time()
-        asked = (child() for _ in range(ASKS))
+        asked = islice(children(), ASKS)
         chosen = next((c for c in asked if c and wanted(c.decisions)), Child(problem.sample(rng)))
         spent += time.process_time() - began
         found = member(chosen.decisions)

@@ -14,11 +14,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from archsearch.search.moves import MOVES, Decisions, Tree, cross, mutate
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 CROSSOVER, SECOND = 0.25, 0.3
 """How often a parent is crossed, and how often a child is edited twice."""
@@ -55,29 +57,33 @@ def population(budget: int) -> int:
     return min(50, max(16, budget // 6))
 
 
-def child(tree: Tree, history: Sequence[Tried], rng: random.Random, budget: int) -> Child:
-    """A child of the present population; a random member while there are too few for one."""
+def children(
+    tree: Tree, history: Sequence[Tried], rng: random.Random, budget: int
+) -> Iterator[Child]:
+    """Children of the present population; random members while there are too few for one."""
     size = population(budget)
     alive = [index for index, tried in enumerate(history) if tried.values]
     if len(alive) < size:
-        return Child(tree.sample(rng))
+        while True:
+            yield Child(tree.sample(rng))
     if len(history[alive[0]].values) == 1:
         alive = alive[-size:]
     ranks = dict(zip(alive, fitness([history[i].values for i in alive]), strict=True))
     parents = sorted(alive, key=ranks.__getitem__)[:size]
+    weights = shares(history)
 
     def winner() -> int:
         return min(rng.sample(parents, max(2, size // 3)), key=ranks.__getitem__)
 
-    parent = winner()
-    decisions, moves = history[parent].decisions, []
-    if rng.random() < CROSSOVER and (other := winner()) != parent:
-        decisions, moves = cross(tree, decisions, history[other].decisions, rng), ["cross"]
-    weights = shares(history)
-    for _ in range(1 + (rng.random() < SECOND)):
-        decisions, name = mutate(tree, decisions, rng, weights)
-        moves.append(name)
-    return Child(decisions, "+".join(moves), parent)
+    while True:
+        parent = winner()
+        decisions, moves = history[parent].decisions, list[str]()
+        if rng.random() < CROSSOVER and (other := winner()) != parent:
+            decisions, moves = cross(tree, decisions, history[other].decisions, rng), ["cross"]
+        for _ in range(1 + (rng.random() < SECOND)):
+            decisions, name = mutate(tree, decisions, rng, weights)
+            moves.append(name)
+        yield Child(decisions, "+".join(moves), parent)
 
 
 def shares(history: Sequence[Tried]) -> Mapping[str, float]:
@@ -124,11 +130,13 @@ def fitness(values: Sequence[tuple[float, ...]]) -> list[tuple[float, float]]:
 
 def fronts(values: Sequence[tuple[float, ...]]) -> list[int]:
     """The non-dominated rank of each, 0 for the front."""
-    ranks, left, rank = [0] * len(values), {*range(len(values))}, 0
-    while left:
-        front = {i for i in left if not any(dominates(values[j], values[i]) for j in left)}
-        for i in front:
-            ranks[i] = rank
-        left -= front
+    v_NK = np.array(values, dtype=float)
+    no_larger_NN = np.logical_and.reduce([v_N[:, None] <= v_N for v_N in v_NK.T])
+    beats_NN = no_larger_NN & ~no_larger_NN.T
+    ranks_N, beaten_N = np.full(len(values), -1), beats_NN.sum(0)
+    rank = 0
+    while (front := (beaten_N == 0) & (ranks_N < 0)).any():
+        ranks_N[front] = rank
+        beaten_N = beaten_N - beats_NN[front].sum(0)
         rank += 1
-    return ranks
+    return [int(rank) for rank in ranks_N]

@@ -8,6 +8,7 @@ the same seed gives the same genomes. The price is that n waits until trial n - 
 from __future__ import annotations
 
 import random
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -194,7 +195,7 @@ class Proposals:
             return candidate(Child(decisions)) is not None
 
         if self.strategy == "evolution":
-            children = (evolution.child(space, history, rng, self.total) for _ in range(ASKS))
+            children = islice(evolution.children(space, history, rng, self.total), ASKS)
             return next(filter(None, map(candidate, children)), None)
         child: Child | None
         if self.strategy == "local":

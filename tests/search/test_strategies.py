@@ -124,7 +124,7 @@ def best(strategy, seed, trials):
 
     def child():
         if strategy == "evolution":
-            return evolution.child(SMALL, history, rng, trials)
+            return next(evolution.children(SMALL, history, rng, trials))
         if strategy == "local":
             return local.child(SMALL, history, rng, wanted)
         if strategy == "graphgp":
