@@ -68,7 +68,7 @@ def children(
             yield Child(tree.sample(rng))
     if len(history[alive[0]].values) == 1:
         alive = alive[-size:]
-    ranks = dict(zip(alive, fitness([history[i].values for i in alive]), strict=True))
+    ranks = dict(zip(alive, fitness([history[i].values for i in alive], size), strict=True))
     parents = sorted(alive, key=ranks.__getitem__)[:size]
     weights = shares(history)
 
@@ -111,11 +111,16 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return tuple(one) != tuple(other) and all(a <= b for a, b in zip(one, other, strict=True))
 
 
-def fitness(values: Sequence[tuple[float, ...]]) -> list[tuple[float, float]]:
-    """Non-dominated rank, then negative crowding distance; of one objective its value."""
+def fitness(
+    values: Sequence[tuple[float, ...]], enough: int | None = None
+) -> list[tuple[float, float]]:
+    """Non-dominated rank, then negative crowding distance; of one objective its value.
+
+    All behind the fronts that hold the best `enough` share one rank.
+    """
     if len(values[0]) == 1:
         return [(value, 0.0) for (value,) in values]
-    ranks = fronts(values)
+    ranks = fronts(values, enough)
     crowding = [0.0] * len(values)
     for rank in range(max(ranks) + 1):
         members = [i for i, r in enumerate(ranks) if r == rank]
@@ -128,15 +133,16 @@ def fitness(values: Sequence[tuple[float, ...]]) -> list[tuple[float, float]]:
     return [(rank, -distance) for rank, distance in zip(ranks, crowding, strict=True)]
 
 
-def fronts(values: Sequence[tuple[float, ...]]) -> list[int]:
-    """The non-dominated rank of each, 0 for the front."""
+def fronts(values: Sequence[tuple[float, ...]], enough: int | None = None) -> list[int]:
+    """The non-dominated rank of each, 0 for the front; the same for all behind `enough`."""
     v_NK = np.array(values, dtype=float)
     no_larger_NN = np.logical_and.reduce([v_N[:, None] <= v_N for v_N in v_NK.T])
     beats_NN = no_larger_NN & ~no_larger_NN.T
     ranks_N, beaten_N = np.full(len(values), -1), beats_NN.sum(0)
-    rank = 0
-    while (front := (beaten_N == 0) & (ranks_N < 0)).any():
+    rank, wanted = 0, len(values) if enough is None else enough
+    while (ranks_N >= 0).sum() < min(wanted, len(values)):
+        front = (beaten_N == 0) & (ranks_N < 0)
         ranks_N[front] = rank
         beaten_N = beaten_N - beats_NN[front].sum(0)
         rank += 1
-    return [int(rank) for rank in ranks_N]
+    return [int(r) for r in np.where(ranks_N < 0, rank, ranks_N)]
