@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator, Mapping
 
+    from archsearch.dims import Value
     from archsearch.expr import Expr
     from archsearch.genome import Gene, Genome
     from archsearch.space import Decisions, SearchSpace
@@ -47,8 +48,12 @@ class Infeasible(SpaceError):
 class Candidate:
     """A member that may be trained, and the decisions that lead to it."""
 
-    decisions: tuple[tuple[str, object], ...]
+    decisions: tuple[tuple[str, Value], ...]
     genome: Genome
+    move: str = "random"
+    """The edits that made it, joined by "+"."""
+    parent: int | None = None
+    """Index of the trial that was edited."""
 
 
 cached_cost = lru_cache(maxsize=2**14)(cost)

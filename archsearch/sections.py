@@ -164,8 +164,9 @@ class Recipe(Section):
 class SearchSection(Section):
     """How the space is searched."""
 
-    strategy: Literal["auto", "random", "tpe"] = "auto"
-    """auto: every member in random order if the budget allows, otherwise tpe."""
+    strategy: Literal["auto", "evolution", "graphgp", "local", "random", "tpe"] = "auto"
+    """auto: every member in random order if the budget allows, else graphgp up to 150 trials and
+    evolution beyond."""
     trials: Annotated[int, number(1, 10**7, whole=True)] = 50
     """Trials in all, finished ones included: the same command continues a run."""
     time: Annotated[float | None, seconds()] = None

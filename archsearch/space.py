@@ -143,6 +143,10 @@ class SearchSpace:
         d_model, genes, frame = self._walk(choose)
         return Genome(d_model, genes, **frame)
 
+    def ask(self, choose: Choose) -> None:
+        """Ask the questions that `resolve` asks, and no more: every slot may be the identity."""
+        self._walk(choose)
+
     def _walk(self, choose: Choose) -> tuple[int, tuple[Gene, ...], dict[str, Any]]:
         def pick(path: str, dim: Dim) -> Value:
             return dim.first if dim.count == 1 else choose(path, dim)

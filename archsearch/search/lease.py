@@ -92,12 +92,14 @@ def reap(study: Study, total: int, *, alone: bool = False) -> None:
         if index < total and all(_lost(trial) for trial in trials):
             # Parameters are taken over only if all of them were set before the worker died.
             whole = next((t for t in trials if "genome_json" in t.user_attrs), None)
+            known = whole.user_attrs if whole else {}
+            origin = {name: known[name] for name in ("move", "parent") if name in known}
             study.optuna.add_trial(
                 create_trial(
                     state=TrialState.WAITING,
                     params=whole.params if whole else {},
                     distributions=whole.distributions if whole else {},
-                    user_attrs={"index": index, "attempt": _attempt(trials)},
+                    user_attrs={"index": index, "attempt": _attempt(trials)} | origin,
                 )
             )
 

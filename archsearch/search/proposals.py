@@ -8,6 +8,7 @@ the same seed gives the same genomes. The price is that n waits until trial n - 
 from __future__ import annotations
 
 import random
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -23,6 +24,8 @@ from optuna.trial import TrialState, create_trial
 
 from archsearch.errors import SpaceError
 from archsearch.rules import Candidate, draw, members, settle
+from archsearch.search import evolution, graphgp, local
+from archsearch.search.evolution import Child, Tried
 from archsearch.seeds import seed
 
 if TYPE_CHECKING:
@@ -36,10 +39,19 @@ if TYPE_CHECKING:
     from archsearch.search.study import Record
     from archsearch.space_yaml import Experiment
 
-ASKS = 16
-"""How often the model is asked before a random draw takes its place."""
+ASKS = 50
+"""How often a strategy is asked before a random draw takes its place."""
 WARMUP = 10
-"""Trials before the model is asked at all."""
+"""Trials before TPE is asked at all."""
+SMALL = 150
+"""Trials up to which `auto` takes the Gaussian process."""
+NAMES = {
+    "evolution": "evolution of genomes",
+    "graphgp": "Gaussian process over genome graphs",
+    "local": "local search",
+    "random": "random without repeats",
+    "tpe": "TPE",
+}
 
 
 def distribution(dim: Dim) -> BaseDistribution:
@@ -73,7 +85,9 @@ class Proposals:
         self._everything = self._listed is not None and search.trials >= len(self._listed)
         self.strategy = search.strategy
         if search.strategy == "auto":
-            self.strategy = "random" if self._everything else "tpe"
+            self.strategy = "graphgp" if self.total <= SMALL else "evolution"
+        if self._everything:
+            self.strategy = "random"
         self._directions = directions
         self._replay, self._replayed = optuna.create_study(directions=directions), 0
         self._made: dict[int, Candidate] = {}
@@ -95,12 +109,23 @@ class Proposals:
             if count is None
             else f"{count} members"
         )
+        first, name = self.first, NAMES[self.strategy]
+        if self.total <= first and self.strategy != "random":
+            return f"{self.total} random members of {size}; {name} would begin after {first}"
         chosen = "chosen" if self.experiment.search.strategy == self.strategy else "auto"
-        first = WARMUP + self.lag
-        if self.strategy == "tpe" and self.total <= first:
-            return f"{self.total} random members of {size}; TPE would begin after {first}"
-        names = {"tpe": f"TPE after {first} random trials", "random": "random without repeats"}
-        return f"{names[self.strategy]} ({chosen}: {self.total} trials in {size})"
+        after = f" after {first} random trials" if self.strategy != "random" else ""
+        return f"{name}{after} ({chosen}: {self.total} trials in {size})"
+
+    @property
+    def first(self) -> int:
+        """Trials before the strategy has what it needs."""
+        needs = {
+            "evolution": evolution.population(self.total),
+            "graphgp": graphgp.START,
+            "local": local.START,
+            "tpe": WARMUP,
+        }
+        return needs.get(self.strategy, 0) + self.lag
 
     def ready(self, index: int, records: Mapping[int, Record]) -> bool:
         """Whether every trial that proposal `index` learns from has ended."""
@@ -135,8 +160,9 @@ class Proposals:
         left = [c for c in self._listed or () if c.genome not in taken]
         if self._everything:
             return left[0]
-        if self.strategy == "tpe" and index >= WARMUP + self.lag:
-            candidate = self._from_model(index, records, taken)
+        if self.strategy != "random" and index >= self.first:
+            asked = self._from_tpe if self.strategy == "tpe" else self._from_history
+            candidate = asked(index, records, taken)
             if candidate:
                 return candidate
         experiment = self.experiment
@@ -148,7 +174,47 @@ class Proposals:
                 raise
             return left[0]
 
-    def _from_model(
+    def _from_history(
+        self, index: int, records: Mapping[int, Record], taken: set[Genome]
+    ) -> Candidate | None:
+        """Ask a strategy of ours, with a memory that ends at `index - lag`."""
+        space, search = self.experiment.space, self.experiment.search
+        history = [self._tried(records[i]) for i in range(index - self.lag + 1)]
+        rng = random.Random(seed(search.seed, self.strategy, index))
+
+        def candidate(child: Child) -> Candidate | None:
+            try:
+                genome = settle(space, space.replay(child.decisions), self.experiment.context)
+            except SpaceError:
+                return None
+            if genome in taken:
+                return None
+            return Candidate(tuple(child.decisions.items()), genome, child.move, child.parent)
+
+        def wanted(decisions: dict[str, Any]) -> bool:
+            return candidate(Child(decisions)) is not None
+
+        if self.strategy == "evolution":
+            children = islice(evolution.children(space, history, rng, self.total), ASKS)
+            return next(filter(None, map(candidate, children)), None)
+        child: Child | None
+        if self.strategy == "local":
+            child = local.child(space, history, rng, wanted)
+        else:
+            begun = range(len(history), index)
+            working = [dict(self.propose(i, records, {}).decisions) for i in begun]
+            child = graphgp.child(space, graphgp.genome_graph, history, working, rng, wanted)
+        return candidate(child) if child else None
+
+    def _tried(self, record: Record) -> Tried:
+        values = tuple(
+            -value if direction is StudyDirection.MAXIMIZE else value
+            for value, direction in zip(record.values, self._directions, strict=False)
+        )
+        attrs = record.attrs
+        return Tried(dict(record.params), values, attrs.get("move", ""), attrs.get("parent"))
+
+    def _from_tpe(
         self, index: int, records: Mapping[int, Record], taken: set[Genome]
     ) -> Candidate | None:
         """Ask TPE, with a memory that ends at `index - lag`."""

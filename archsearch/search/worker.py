@@ -70,6 +70,7 @@ class Worker:
         self.folder, self.emit = folder, emit
         self.artifacts = FileSystemArtifactStore(folder / "artifacts")
         self._numbers: dict[int, int] = {}
+        self._proposed: Candidate | None = None
         self.study.optuna.sampler = GenomeSampler(self.experiment, self._candidate)
 
     def work(self, until: float | None = None) -> None:
@@ -151,7 +152,8 @@ class Worker:
     def _candidate(self, trial: FrozenTrial) -> Candidate:
         """The proposal for a trial that Optuna has just begun."""
         study, index = self.study, self._numbers[trial.number]
-        return self.proposals.propose(index, study.records(), study.genomes())
+        self._proposed = self.proposals.propose(index, study.records(), study.genomes())
+        return self._proposed
 
     def _train(self, index: int, genome: Genome) -> TrialResult:
         experiment = self.experiment
@@ -219,6 +221,9 @@ class Worker:
             "d_model": genome.d_model,
             "genome_json": json.dumps(genome.to_json()),
         }  # fmt: skip
+        proposed = self._proposed
+        if proposed and proposed.genome == genome and proposed.parent is not None:
+            attrs |= {"move": proposed.move, "parent": proposed.parent}
         for name, value in attrs.items():
             trial.set_user_attr(name, value)
 

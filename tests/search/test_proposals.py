@@ -61,7 +61,7 @@ def sequence(made, count=SOME, score=by_formula):
 CASES = [
     pytest.param(text, strategy, id=f"{name}-{strategy}")
     for name, text in (("listed", MEDIUM), ("large", LARGE))
-    for strategy in ("random", "tpe")
+    for strategy in ("random", "tpe", "evolution", "graphgp", "local")
 ]
 
 
@@ -186,11 +186,12 @@ def test_a_budget_that_allows_it_tries_every_member_once(strategy):
     assert len({c.genome.key for c in candidates}) == 12
 
 
-def test_auto_is_tpe_where_the_space_is_larger_than_the_budget():
+def test_auto_goes_by_the_budget_where_the_space_is_larger():
     for text, trials in ((LARGE, SOME), (LISTED, 5)):
         made = proposals(text, "auto", trials=trials)
-        assert (made.strategy, made.total) == ("tpe", trials)
-        assert "TPE" in made.why
+        assert (made.strategy, made.total) == ("graphgp", trials)
+        assert "Gaussian process" in made.why
+    assert proposals(LARGE, "auto", trials=151).strategy == "evolution"
     assert proposals(LISTED, "auto", trials=12).strategy == "random"
 
 
