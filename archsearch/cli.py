@@ -141,6 +141,27 @@ def show(
 
 
 @app.command()
+def explain(
+    run: RunArg,
+    trial: Annotated[str, typer.Option(help="Index of a trial, or best.")] = "best",
+    seeds: Annotated[int, typer.Option(help="Fresh seeds of each training.", min=2, max=10)] = 3,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; by default one per core.", min=1)
+    ] = None,
+    storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
+) -> None:
+    """Say why a trial won: what each edit of it costs, which choices and motifs paid.
+
+    Trains every one-edit neighbour on fresh seeds; writes the page to RUN/explain.md.
+    """
+    from archsearch.report.explain import explain as write
+    from archsearch.report.session import pick
+
+    study = _study(run, storage)
+    write(study, pick(study, trial), Path(run), seeds, workers or _cores(), console)
+
+
+@app.command()
 def check(space: SpaceArg, override: SetOpt = None) -> None:
     """Check a space: its size, what its rules reject, and how long a search would take."""
     from archsearch.space_yaml import load
