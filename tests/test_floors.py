@@ -124,6 +124,7 @@ OUTSIDE = {
     "pydantic_core": 3,
     "yaml": 3,
     "safetensors": 4,
+    "numpy": 5,
     "optuna": 5,
     "optuna_dashboard": 5,
     "sqlalchemy": 5,

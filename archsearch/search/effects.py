@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,11 +43,13 @@ def choices(study: Study) -> dict[str, float]:
     done = [r for r in study.records().values() if r.values]
     if len(done) < FEWEST or len({r.values[0] for r in done}) < 2:
         return {}
-    return optuna.importance.get_param_importances(
-        study.optuna,
-        evaluator=PedAnovaImportanceEvaluator(),
-        target=lambda trial: trial.values[0] * (-1 if study.maximize[0] else 1),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that low targets are good: so they are here
+        return optuna.importance.get_param_importances(
+            study.optuna,
+            evaluator=PedAnovaImportanceEvaluator(),
+            target=lambda trial: trial.values[0] * (-1 if study.maximize[0] else 1),
+        )
 
 
 def motifs(records: Sequence[Record]) -> list[Effect]:
