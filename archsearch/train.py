@@ -6,7 +6,6 @@ Shapes: B batch, T time, V vocabulary, N rows drawn at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,56 +62,144 @@ def generator(*names: object) -> Generator:
     return Generator().manual_seed(seed(*names))
 
 
-def fit(
-    model: Model,
-    task: Task,
-    recipe: Recipe,
-    data: Generator,
-    held_out: tuple[Tensor, Tensor],
-    noise: Generator | None = None,
-) -> Iterator[Point]:
-    """Train `model` on fresh rows of `task`; yield after each stretch of steps.
+class Training:
+    """One model on fresh rows of one task: an iterator over the points of its curve.
 
-    Ends after `recipe.steps` steps, or earlier once the task is solved. What is random in training,
-    router noise and layer dropout, is drawn from `noise`.
+    Ends after `recipe.steps` steps, or earlier once the task is solved. Between two points it can
+    be put down with `state_dict` and taken up again, to the same curve.
 
-    Raises:
-        Diverged: as soon as the loss is not finite.
+    Args:
+        model: What is trained.
+        task: Where rows come from.
+        recipe: How.
+        data: Draws the rows.
+        held_out: Rows that are evaluated.
+        noise: Draws what is random in training, router noise and layer dropout.
     """
-    optimizers, parameters = _optimizers(model, recipe), list(model.parameters())
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(recipe, i))
-        for optimizer in optimizers
-    ]
-    rows = _rows(task, recipe, data)
-    losses: list[Tensor] = []
-    stops = {round(recipe.steps * (i + 1) / recipe.evals) for i in range(recipe.evals)} - {0}
-    model.train()
-    for step in range(1, recipe.steps + 1):
-        inputs_BT, targets_BT = next(rows)
-        extras = Extras(noise)
-        logits_BTV = model(inputs_BT, extras)
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        recipe: Recipe,
+        data: Generator,
+        held_out: tuple[Tensor, Tensor],
+        noise: Generator | None = None,
+    ) -> None:
+        self.model, self.task, self.recipe = model, task, recipe
+        self.step, self.ended = 0, False
+        self._held_out, self._noise, self._rows = held_out, noise, Rows(task, recipe, data)
+        self._optimizers, self._parameters = _optimizers(model, recipe), list(model.parameters())
+        self._schedules = [
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(recipe, i))
+            for optimizer in self._optimizers
+        ]
+        self._stops = evaluations(recipe)
+        model.train()
+
+    def __iter__(self) -> Training:
+        return self
+
+    def __next__(self) -> Point:
+        """Train up to the next evaluation.
+
+        Raises:
+            Diverged: if the loss or a logit is not finite.
+        """
+        stop = next((stop for stop in self._stops if stop > self.step), None)
+        if self.ended or stop is None:
+            raise StopIteration
+        losses = [self._descend() for _ in range(stop - self.step)]
+        self.step = stop
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            raise Diverged(f"the loss on {self.task.name} is {mean} before step {stop}")
+        accuracy, error = evaluate(self.model, self._held_out)
+        if math.isnan(accuracy):
+            raise Diverged(f"the logits on {self.task.name} are not finite after step {stop}")
+        solved = accuracy >= self.recipe.solved
+        self.ended = solved or stop == self.recipe.steps
+        return Point(stop, mean, accuracy, error, solved)
+
+    def _descend(self) -> Tensor:
+        """One optimizer step; the loss before it."""
+        recipe = self.recipe
+        inputs_BT, targets_BT = next(self._rows)
+        extras = Extras(self._noise)
+        logits_BTV = self.model(inputs_BT, extras)
         loss = cross_entropy(logits_BTV, targets_BT)
-        model.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         objective(loss, logits_BTV, targets_BT, extras, recipe.z_loss).backward()
         if recipe.clip:
-            _clip(parameters, recipe.clip)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            _clip(self._parameters, recipe.clip)
+        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
             optimizer.step()
             schedule.step()
-        losses.append(loss.detach())
-        if step in stops:
-            mean = float(torch.stack(losses).mean())
-            if not math.isfinite(mean):
-                raise Diverged(f"the loss on {task.name} is {mean} before step {step}")
-            losses.clear()
-            accuracy, error = evaluate(model, held_out)
-            if math.isnan(accuracy):
-                raise Diverged(f"the logits on {task.name} are not finite after step {step}")
-            solved = accuracy >= recipe.solved
-            yield Point(step, mean, accuracy, error, solved)
-            if solved:
-                return
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on; of a training that ended, the model alone."""
+        state: dict[str, Any] = {
+            "step": self.step, "ended": self.ended, "model": self.model.state_dict()
+        }  # fmt: skip
+        if self.ended:
+            return state
+        return state | {
+            "rows": self._rows.state_dict(),
+            "noise": None if self._noise is None else self._noise.get_state(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "schedules": [schedule.state_dict() for schedule in self._schedules],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a training of the same model, task and recipe where it was put down."""
+        self.step, self.ended = state["step"], state["ended"]
+        self.model.load_state_dict(state["model"])
+        if self.ended:
+            return
+        self._rows.load_state_dict(state["rows"])
+        if self._noise is not None:
+            self._noise.set_state(state["noise"])
+        for optimizer, known in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
+        for schedule, known in zip(self._schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(known)
+
+
+class Rows:
+    """Endless training batches, drawn many at a time."""
+
+    def __init__(self, task: Task, recipe: Recipe, data: Generator) -> None:
+        self._task, self._data, self._batch = task, data, recipe.batch
+        self._batches = max(1, min(recipe.steps, CHUNK // recipe.batch))
+        self._before, self._used = data.get_state(), 0
+        self._drawn: list[tuple[Tensor, Tensor]] = []
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        if self._used == len(self._drawn):
+            self._draw()
+        self._used += 1
+        return self._drawn[self._used - 1]
+
+    def _draw(self) -> None:
+        self._before, self._used = self._data.get_state(), 0
+        rows = self._task.sample(self._batches * self._batch, self._data, train=True)
+        self._drawn = list(zip(*(part.split(self._batch) for part in rows), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random stream before the present draw, and how many of its batches are used."""
+        return {"before": self._before, "used": self._used}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the batches that were used."""
+        self._data.set_state(state["before"])
+        self._draw()
+        self._used = state["used"]
+
+
+def evaluations(recipe: Recipe) -> list[int]:
+    """The steps after which held-out rows are evaluated."""
+    return sorted({round(recipe.steps * (i + 1) / recipe.evals) for i in range(recipe.evals)} - {0})
 
 
 def objective(
@@ -216,11 +303,3 @@ def _clip(parameters: list[torch.nn.Parameter], most: float) -> None:
             gradients.append(parameter.grad)
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     torch._foreach_mul_(gradients, torch.clamp(most / (norm + 1e-6), max=1.0))
-
-
-def _rows(task: Task, recipe: Recipe, data: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless training batches, drawn many at a time."""
-    batches = max(1, min(recipe.steps, CHUNK // recipe.batch))
-    while True:
-        inputs_NT, targets_NT = task.sample(batches * recipe.batch, data, train=True)
-        yield from zip(inputs_NT.split(recipe.batch), targets_NT.split(recipe.batch), strict=True)

@@ -1,28 +1,33 @@
 """One trial: a genome trained on every task with every seed, side by side.
 
 All trainings of a trial advance together, one stretch at a time, so the score of an unfinished
-trial is a mean over the same tasks as that of a finished one.
+trial is a mean over the same tasks as that of a finished one. Between two stretches a trial can be
+put down in a file and taken up again, to the same result.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
 from archsearch.errors import TrialError
 from archsearch.model import Model, build
-from archsearch.train import Point, Task, fit, generator
+from archsearch.train import Point, Task, Training, evaluations, generator
 
 if TYPE_CHECKING:
     from archsearch.genome import Genome
     from archsearch.sections import Recipe
 
-Status = Literal["ok", "pruned", "diverged", "oom", "invalid"]
+Status = Literal["ok", "paused", "pruned", "diverged", "oom", "invalid"]
 WORST_LOSS = 1e3
 """The loss that a trial without a result is recorded with."""
 
@@ -53,6 +58,7 @@ class TrialResult:
     scores: tuple[float, ...]
     """Mean accuracy after each stretch: what pruning looks at."""
     seconds: float
+    """Of this call; what came before it, from a checkpoint, is left out of it and of `tokens`."""
     tokens: int
     models: tuple[Model, ...] = field(default=(), repr=False, compare=False)
 
@@ -116,6 +122,8 @@ def run_trial(
     recipe: Recipe,
     seed: int,
     *,
+    stretches: int | None = None,
+    checkpoint: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     hopeless: Callable[[tuple[float, ...]], str] = lambda scores: "",
 ) -> TrialResult:
@@ -127,72 +135,141 @@ def run_trial(
         recipe: How.
         seed: The study's seed. Starts and data depend on it, the task and the replicate, not on
             the genome: all genomes meet the same rows.
+        stretches: After how many evaluations the trial pauses; None to train to the end.
+        checkpoint: A file that is written after every stretch. If it holds this very trial, that
+            goes on where it was put down, to the same bits; if not, it begins anew.
         on_progress: Called after every evaluation.
         hopeless: Told the scores so far after every stretch; a reason ends the trial as pruned.
-            What these two raise passes through.
+            What these two raise passes through, as does an `OSError` of the checkpoint.
     """
     began = time.perf_counter()
-    curves: dict[tuple[str, int], list[Point]] = {}
-    models: dict[tuple[str, int], Model] = {}
-    scores: list[float] = []
+    course = Course(genome, tasks, recipe, seed)
     status: Status = "ok"
     why = ""
-    course = _course(genome, tasks, recipe, seed, curves, models)
-    while not why:
+    try:
+        course.begin(checkpoint)
+    except Exception as error:  # noqa: BLE001 - whatever a block does wrong is the trial's result
+        status, why = _reason(error)
+    tokens = course.tokens
+    most = len(evaluations(recipe)) if stretches is None else stretches
+    advance = course.advance(most)
+    while not why and course.running and len(course.scores) < most:
         try:
-            progress = next(course, None)
-        except TrialError as error:
-            status, why = cast("Status", error.status), str(error)
-        except Exception as error:  # noqa: BLE001 - whatever a block does wrong is the trial's result
+            progress = next(advance)
+        except Exception as error:  # noqa: BLE001
             status, why = _reason(error)
         else:
-            if progress is None:
-                break
             on_progress(progress)
             if progress.stretched:
-                scores.append(_mean([curve[-1].accuracy for curve in curves.values()]))
-                why = hopeless(tuple(scores)) if progress.done < 1 else ""
+                why = hopeless(tuple(course.scores)) if course.running else ""
                 status = "pruned" if why else "ok"
-    runs = tuple(TaskRun(task, k, tuple(curve)) for (task, k), curve in curves.items())
-    lengths = {task_label(task, tasks): task.length for task in tasks}
-    tokens = sum(r.curve[-1].step * recipe.batch * lengths[r.task] for r in runs if r.curve)
+                if checkpoint and not why:
+                    course.save(checkpoint)
+    if status == "ok" and course.running:
+        status, why = "paused", f"after {most} of {len(evaluations(recipe))} stretches"
+    runs = tuple(TaskRun(task, k, tuple(curve)) for (task, k), curve in course.curves.items())
     return TrialResult(
-        key=genome.key, status=status, why=why, runs=runs, scores=tuple(scores),
-        seconds=time.perf_counter() - began, tokens=tokens, models=tuple(models.values()),
+        key=genome.key, status=status, why=why, runs=runs, scores=tuple(course.scores),
+        seconds=time.perf_counter() - began, tokens=course.tokens - tokens,
+        models=tuple(course.models.values()),
     )  # fmt: skip
 
 
-def _course(
-    genome: Genome,
-    tasks: tuple[Task, ...],
-    recipe: Recipe,
-    seed: int,
-    curves: dict[tuple[str, int], list[Point]],
-    models: dict[tuple[str, int], Model],
-) -> Iterator[Progress]:
-    """Advance every training by one evaluation, again and again; those that ended drop out."""
-    trainings = {}
-    for task in tasks:
-        label = task_label(task, tasks)
-        held_out = task.sample(recipe.eval_rows, generator(seed, label, "held-out"))
-        for k in range(recipe.seeds):
-            names = "start", "data", "noise"
-            start, data, noise = (generator(seed, label, k, name) for name in names)
-            model = build(genome, task.vocab, task.readout, generator=start)
-            models[label, k], curves[label, k] = model, []
-            trainings[label, k] = fit(model, task, recipe, data, held_out, noise)
-    ended: dict[tuple[str, int], float] = dict.fromkeys(trainings, 0.0)
-    while trainings:
-        for name in (running := list(trainings)):
-            point = next(trainings[name])
-            curves[name].append(point)
-            ended[name] = 1.0 if point.solved else point.step / recipe.steps
-            if ended[name] == 1:
-                del trainings[name]
-            yield Progress(*name, point, _mean(list(ended.values())), name == running[-1])
+class Course:
+    """The trainings of a trial, advanced side by side; those that ended drop out."""
+
+    def __init__(self, genome: Genome, tasks: tuple[Task, ...], recipe: Recipe, seed: int) -> None:
+        self.genome, self.tasks, self.recipe, self.seed = genome, tasks, recipe, seed
+        self.trainings: dict[tuple[str, int], Training] = {}
+        self.curves: dict[tuple[str, int], list[Point]] = {}
+        self.scores: list[float] = []
+
+    @property
+    def models(self) -> dict[tuple[str, int], Model]:
+        """The model of each training."""
+        return {name: training.model for name, training in self.trainings.items()}
+
+    @property
+    def running(self) -> list[tuple[str, int]]:
+        """The trainings that have not ended."""
+        return [name for name, training in self.trainings.items() if not training.ended]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        lengths = {task_label(task, self.tasks): task.length for task in self.tasks}
+        return sum(
+            training.step * self.recipe.batch * lengths[label]
+            for (label, _), training in self.trainings.items()
+        )
+
+    def begin(self, checkpoint: Path | None) -> None:
+        """Build the models; take them up from `checkpoint` if it holds this very trial."""
+        for task in self.tasks:
+            label = task_label(task, self.tasks)
+            held_out = task.sample(self.recipe.eval_rows, generator(self.seed, label, "held-out"))
+            for k in range(self.recipe.seeds):
+                names = "start", "data", "noise"
+                streams = (generator(self.seed, label, k, name) for name in names)
+                start, data, noise = streams
+                model = build(self.genome, task.vocab, task.readout, generator=start)
+                self.trainings[label, k] = Training(model, task, self.recipe, data, held_out, noise)
+                self.curves[label, k] = []
+        state = _read(checkpoint) if checkpoint else None
+        if state is not None and state.get("about") == self._about:
+            self.scores = list(state["scores"])
+            for name, training, curve in zip(
+                self.trainings, state["trainings"], state["curves"], strict=True
+            ):
+                self.trainings[name].load_state_dict(training)
+                self.curves[name] = [Point(**point) for point in curve]
+
+    def advance(self, most: int) -> Iterator[Progress]:
+        """Advance every training by one evaluation, again and again."""
+        last = evaluations(self.recipe)[most - 1]
+        while running := self.running:
+            for name in running:
+                point = next(self.trainings[name])
+                self.curves[name].append(point)
+                shares = [1.0 if t.ended else t.step / last for t in self.trainings.values()]
+                stretched = name == running[-1]
+                if stretched:
+                    accuracies = [curve[-1].accuracy for curve in self.curves.values()]
+                    self.scores.append(_mean(accuracies))
+                yield Progress(*name, point, _mean(shares), stretched)
+
+    def save(self, checkpoint: Path) -> None:
+        """Put the trial down; a process that dies meanwhile leaves the file as it was."""
+        state = {
+            "about": self._about,
+            "scores": self.scores,
+            "trainings": [training.state_dict() for training in self.trainings.values()],
+            "curves": [[asdict(point) for point in curve] for curve in self.curves.values()],
+        }
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        scratch = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
+        torch.save(state, scratch)
+        scratch.replace(checkpoint)
+
+    @property
+    def _about(self) -> str:
+        """All that the trial depends on."""
+        tasks = [repr(task) for task in self.tasks]
+        return json.dumps([self.genome.to_json(), tasks, self.recipe.model_dump(), self.seed])
+
+
+def _read(checkpoint: Path) -> dict[str, Any] | None:
+    """A checkpoint; None if there is none that can be read."""
+    try:
+        state = torch.load(checkpoint, weights_only=True)  # noqa: TID251 - no pickle
+    except (OSError, RuntimeError, EOFError, UnpicklingError):
+        return None
+    return state if isinstance(state, dict) else None
 
 
 def _reason(error: Exception) -> tuple[Status, str]:
+    if isinstance(error, TrialError):
+        return cast("Status", error.status), str(error)
     text = str(error).strip().split("\n")[0]
     memory = ("not enough memory", "can't allocate memory", "out of memory")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(m in text for m in memory):

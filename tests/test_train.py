@@ -16,7 +16,7 @@ from archsearch.errors import Diverged
 from archsearch.genome import Gene, Genome
 from archsearch.model import build
 from archsearch.sections import Recipe
-from archsearch.train import cross_entropy, evaluate, fit, generator, rate
+from archsearch.train import Training, cross_entropy, evaluate, generator, rate
 from mad_tasks import InContextRecall
 
 TASK = InContextRecall(vocab=8, seq_len=16)
@@ -55,7 +55,7 @@ def train(recipe=RECIPE, task: Any = TASK, genome=GENOME, start="start", data="d
     """A model, and the points of its training."""
     model = build(genome, task.vocab, task.readout, generator=generator(start))
     held_out = task.sample(recipe.eval_rows, generator("held-out"))
-    return model, list(fit(model, task, recipe, generator(data), held_out))
+    return model, list(Training(model, task, recipe, generator(data), held_out))
 
 
 rows = st.integers(1, 9).flatmap(
@@ -232,4 +232,4 @@ def test_what_is_not_finite_has_diverged(where):
         hook = lambda gradient: gradient * math.nan  # noqa: E731
         model.readout.weight.register_hook(hook)
     with pytest.raises(Diverged, match=r"mad/in-context-recall is|logits on mad/in-context-recall"):
-        list(fit(model, TASK, recipe, generator("data"), held_out))
+        list(Training(model, TASK, recipe, generator("data"), held_out))

@@ -14,7 +14,7 @@ from archsearch.fits import check_fits
 from archsearch.rules import cached_cost, draw, members, survey
 from archsearch.search.proposals import seed_candidates
 from archsearch.seeds import seed
-from archsearch.train import fit, generator
+from archsearch.train import Training, generator
 from archsearch.words import count, size, span
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ def _seconds(experiment: Experiment, genome: Genome) -> float:
     for task in experiment.tasks:
         model = build(genome, task.vocab, task.readout, generator=generator("check"))
         rows = min(recipe.batch, max(1, TOKENS // task.length))
-        few = {"steps": STEPS + 1, "evals": STEPS + 1, "batch": rows}
+        few = recipe.model_copy(update={"steps": STEPS + 1, "evals": STEPS + 1, "batch": rows})
         held_out = task.sample(1, generator("check"))
-        points = fit(model, task, recipe.model_copy(update=few), generator("check"), held_out)
+        points = Training(model, task, few, generator("check"), held_out)
         next(points)
         began = time.perf_counter()
         for _ in points:
