@@ -54,6 +54,10 @@ class Candidate:
     """The edits that made it, joined by "+"."""
     parent: int | None = None
     """Index of the trial that was edited."""
+    origin: str = "random"
+    """Who proposed it: start_from, prior, random or the strategy."""
+    outside: bool = False
+    """Whether it is no member, trained for comparison alone."""
 
 
 cached_cost = lru_cache(maxsize=2**14)(cost)
@@ -167,9 +171,14 @@ def _distinct(source: Iterator[Decisions], space: SearchSpace, context: int) -> 
 
 
 def draw(
-    space: SearchSpace, rng: random.Random, context: int, wanted: Callable[[Genome], bool]
+    space: SearchSpace,
+    rng: random.Random,
+    context: int,
+    wanted: Callable[[Genome], bool],
+    *,
+    uniform: bool = False,
 ) -> Candidate:
-    """A random member that may be trained and is `wanted`.
+    """A random member that may be trained and is `wanted`; by the prior unless `uniform`.
 
     Raises:
         SpaceError: if none is found in 2,000 draws, with the rules that rejected them and the
@@ -178,7 +187,7 @@ def draw(
     rejected: dict[str, tuple[int, str]] = {}
     reach: list[float] = []
     for _ in range(TRIES):
-        decisions = space.sample(rng)
+        decisions = space.sample(rng, uniform=uniform)
         try:
             genome = settle(space, space.replay(decisions), context)
         except SpaceError as error:

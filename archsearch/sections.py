@@ -160,21 +160,31 @@ class Recipe(Section):
     solved: Annotated[float, number(0.0, 1.0)] = 0.999
     """Accuracy at which a task counts as solved and its training ends early."""
 
+    @property
+    def stops(self) -> list[int]:
+        """The steps after which held-out rows are evaluated."""
+        return sorted({round(self.steps * (i + 1) / self.evals) for i in range(self.evals)} - {0})
+
 
 class SearchSection(Section):
     """How the space is searched."""
 
-    strategy: Literal["auto", "evolution", "graphgp", "local", "random", "tpe"] = "auto"
+    strategy: Literal["auto", "evolution", "graphgp", "local", "random", "tpe", "nsga2"] = "auto"
     """auto: every member in random order if the budget allows, else graphgp up to 150 trials and
     evolution beyond."""
     trials: Annotated[int, number(1, 10**7, whole=True)] = 50
-    """Trials in all, finished ones included: the same command continues a run."""
+    """Genomes in all, finished ones included: the same command continues a run."""
     time: Annotated[float | None, seconds()] = None
     """No trial starts later than this after the command, e.g. 24h."""
     seed: Annotated[int, number(0, 2**31, whole=True)] = 0
     """Seed of proposals, starts and data."""
+    rungs: list[Annotated[int, number(1, 10**7, whole=True)]] = Field(default_factory=list)
+    """Steps after which a trial waits; the best go on from checkpoints (successive halving)."""
+    keep: Annotated[float, number(0.01, 0.9)] = 1 / 3
+    """Share of the trials at a rung that go on."""
     prune: Literal["dominated", "none"] = "dominated"
-    """dominated: end a trial that most earlier ones beat at the same step and the same cost."""
+    """dominated: end a trial that most earlier ones beat at the same step and the same cost; with
+    rungs, they decide alone."""
     start_from: list[str] = Field(default_factory=list)
     """Genomes to try first: names of shipped spaces or paths of genome files."""
 

@@ -165,9 +165,14 @@ class SearchSpace:
             ends[stage.name] = len(genes)
         return _whole(d_model), tuple(genes), frame
 
-    def sample(self, rng: random.Random) -> Decisions:
-        """Draw every choice independently, by the slot's prior where there is one."""
-        weights = {path: slot.weights for path, slot in self._slots()}
+    @property
+    def has_prior(self) -> bool:
+        """Whether some slot says how likely its options are."""
+        return any(slot.weights for _, slot in self._slots())
+
+    def sample(self, rng: random.Random, *, uniform: bool = False) -> Decisions:
+        """Draw every choice independently, by the slot's prior unless `uniform`."""
+        weights = {} if uniform else {path: slot.weights for path, slot in self._slots()}
         decisions: Decisions = {}
 
         def draw(path: str, dim: Dim) -> Value:

@@ -77,6 +77,11 @@ class Experiment:
         """Context length at which costs are given unless one is named: the longest task."""
         return max((task.length for task in self.tasks), default=1024)
 
+    @property
+    def waits(self) -> list[int]:
+        """After how many evaluations a trial waits at each rung."""
+        return [self.recipe.stops.index(step) + 1 for step in self.search.rungs]
+
 
 def load(source: str, overrides: tuple[str, ...] = ()) -> Experiment:
     """Read a space file by its path, or a shipped space by its name.
@@ -118,6 +123,8 @@ class _Reader:
         stages = self.stack.stages()
         data = document.data if isinstance(document.data, dict) else {}
         self._check_match(data.get("match"))
+        if file:
+            self._check_rungs(file)
         rules = self._rules(data.get("require"))
         goals = self._goals(data.get("objectives"))
         tasks = self._tasks(data.get("tasks"))
@@ -239,6 +246,18 @@ class _Reader:
         if isinstance(data, dict) and len(named) != 1:
             hint = f"there are {', '.join(named)}" if named else ""
             self.document.problem(("match",), f"match needs one of {', '.join(targets)}", hint)
+
+    def _check_rungs(self, file: SpaceFile) -> None:
+        stops, before = file.recipe.stops[:-1], 0
+        for i, step in enumerate(file.search.rungs):
+            path: Path = ("search", "rungs", i)
+            if step not in stops:
+                legal = ", ".join(map(str, stops)) or "none; raise recipe.evals"
+                hint = f"where held-out rows are evaluated before the end: {legal}"
+                self.document.problem(path, f"no trial can wait after {step} steps", hint)
+            elif step <= before:
+                self.document.problem(path, f"rungs rise; {step} stands after {before}")
+            before = step
 
     def _rules(self, data: Any) -> list[Expr]:
         rules = []
@@ -379,5 +398,6 @@ def identity(data: Any) -> str:
     free = {"notes", "name", "version"}
     kept = {key: value for key, value in data.items() if key not in free}
     search = kept.get("search") or {}
-    kept["search"] = {key: value for key, value in search.items() if key == "seed"}
+    fixed = ("seed", "rungs", "keep")
+    kept["search"] = {key: value for key, value in search.items() if key in fixed}
     return yaml.safe_dump(kept, sort_keys=True)

@@ -94,7 +94,7 @@ class Training:
             torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(recipe, i))
             for optimizer in self._optimizers
         ]
-        self._stops = evaluations(recipe)
+        self._stops = recipe.stops
         model.train()
 
     def __iter__(self) -> Training:
@@ -195,11 +195,6 @@ class Rows:
         self._data.set_state(state["before"])
         self._draw()
         self._used = state["used"]
-
-
-def evaluations(recipe: Recipe) -> list[int]:
-    """The steps after which held-out rows are evaluated."""
-    return sorted({round(recipe.steps * (i + 1) / recipe.evals) for i in range(recipe.evals)} - {0})
 
 
 def objective(

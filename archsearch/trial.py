@@ -21,7 +21,7 @@ import torch
 
 from archsearch.errors import TrialError
 from archsearch.model import Model, build
-from archsearch.train import Point, Task, Training, evaluations, generator
+from archsearch.train import Point, Task, Training, generator
 
 if TYPE_CHECKING:
     from archsearch.genome import Genome
@@ -151,7 +151,7 @@ def run_trial(
     except Exception as error:  # noqa: BLE001 - whatever a block does wrong is the trial's result
         status, why = _reason(error)
     tokens = course.tokens
-    most = len(evaluations(recipe)) if stretches is None else stretches
+    most = len(recipe.stops) if stretches is None else stretches
     advance = course.advance(most)
     while not why and course.running and len(course.scores) < most:
         try:
@@ -166,7 +166,7 @@ def run_trial(
                 if checkpoint and not why:
                     course.save(checkpoint)
     if status == "ok" and course.running:
-        status, why = "paused", f"after {most} of {len(evaluations(recipe))} stretches"
+        status, why = "paused", f"after {recipe.stops[most - 1]} of {recipe.steps} steps"
     runs = tuple(TaskRun(task, k, tuple(curve)) for (task, k), curve in course.curves.items())
     return TrialResult(
         key=genome.key, status=status, why=why, runs=runs, scores=tuple(course.scores),
@@ -226,7 +226,7 @@ class Course:
 
     def advance(self, most: int) -> Iterator[Progress]:
         """Advance every training by one evaluation, again and again."""
-        last = evaluations(self.recipe)[most - 1]
+        last = self.recipe.stops[most - 1]
         while running := self.running:
             for name in running:
                 point = next(self.trainings[name])

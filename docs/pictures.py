@@ -19,6 +19,7 @@ from rich.console import Console
 
 from archsearch.drawing import draw_svg
 from archsearch.report.live import Running, View
+from archsearch.search.rungs import Schedule
 from archsearch.search.storage import open_storage
 from archsearch.search.study import Record, Study
 
@@ -47,7 +48,7 @@ def live_view(study: Study, records: dict[int, Record], folder: Path) -> View:
     ended = len(records) * 3 // 5
     before = [records[i] for i in range(ended)]
     view = View(
-        study.name, len(records), tuple(g.name for g in experiment.goals),
+        study.name, Schedule(len(records)), tuple(g.name for g in experiment.goals),
         experiment.space.varying, workers=2,
     )  # fmt: skip
     view.finished = ended

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
+    from archsearch.search.rungs import Schedule
     from archsearch.search.study import Record, Study
 
 SHOWN = 5
@@ -45,9 +46,10 @@ class View:
     """What is known of the search at this moment; turns into a picture on demand."""
 
     name: str
-    total: int
+    schedule: Schedule
     goals: tuple[str, ...]
     varying: frozenset[tuple[str, str]]
+    workers: int = 1
     running: dict[int, Running] = field(default_factory=dict)
     ended: dict[int, float] = field(default_factory=dict)
     """Index -> seconds of the trials that ended during this command."""
@@ -56,7 +58,11 @@ class View:
     front: Sequence[Record] = ()
     best: Record | None = None
     began: float = field(default_factory=time.monotonic)
-    workers: int = 1
+
+    @property
+    def total(self) -> int:
+        """How many trials there will be; a guess while trials wait at rungs."""
+        return self.schedule.total if self.schedule.over else self.schedule.expected
 
     def event(self, event: dict[str, Any]) -> None:
         """Take in one event of a worker."""
@@ -74,8 +80,9 @@ class View:
     def refresh(self, study: Study) -> None:
         """Read the study again."""
         records = study.records()
+        self.schedule.extend(records, study.places())
         self.finished = sum(index < self.total for index in records)
-        self.problems = sum(r.status not in ("ok", "pruned") for r in records.values())
+        self.problems = sum(r.status not in ("ok", "paused", "pruned") for r in records.values())
         self.front, self.best = study.front(), study.best()
 
     @property
@@ -178,6 +185,6 @@ class Screen:
         if event["event"] != "end":
             return
         self.view.refresh(self.study)
-        if not self._interactive or event["status"] not in ("ok", "pruned"):
+        if not self._interactive or event["status"] not in ("ok", "paused", "pruned"):
             line = plain_line(event, genome.genome if genome else "", self.view)
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)

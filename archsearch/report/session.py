@@ -15,10 +15,12 @@ from archsearch.search.run import Coordinator, Run, feasible, prepare
 from archsearch.words import span
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from rich.console import Console, RenderableType
 
+    from archsearch.search.proposals import Proposals
     from archsearch.search.study import Record, Study
     from archsearch.space_yaml import Experiment
 
@@ -32,9 +34,11 @@ def search(experiment: Experiment, run: Run, workers: int, console: Console) -> 
     with run.claimed():
         study, proposals = prepare(experiment, run, workers)
         goals = tuple(goal.name for goal in experiment.goals)
-        view = View(study.name, proposals.total, goals, experiment.space.varying, workers=workers)
+        view = View(study.name, proposals.schedule, goals, experiment.space.varying, workers)
         tasks = ", ".join(task.name for task in experiment.tasks)
         console.print(f"searching {study.name}: {proposals.why}", markup=False, soft_wrap=True)
+        for line in _beside(experiment, proposals):
+            console.print(line, markup=False, soft_wrap=True)
         console.print(
             f"tasks: {tasks}; {workers} worker{'s'[: workers > 1]}", markup=False, soft_wrap=True
         )
@@ -61,17 +65,36 @@ def search(experiment: Experiment, run: Run, workers: int, console: Console) -> 
             raise RunError(f"{study.name}: no trial ended well")
 
 
+def _beside(experiment: Experiment, proposals: Proposals) -> Iterator[str]:
+    """What the search does besides proposing members."""
+    if rungs := experiment.search.rungs:
+        steps = ", ".join(map(str, rungs))
+        yield (
+            f"rungs: each trial waits after {steps} of {experiment.recipe.steps} steps; the best "
+            f"{experiment.search.keep:.0%} go on"
+        )
+    for genome in proposals.references:
+        yield (
+            f"for comparison, as it is not in the space: {genome.text()} (d_model {genome.d_model})"
+        )
+
+
 def summary(study: Study, folder: Path) -> RenderableType:
     """The trials of a run as a table, and the next command to type."""
-    records, experiment = list(study.records().values()), study.experiment()
+    records, experiment = study.latest(), study.experiment()
     if not records:
         return Text(f"{study.name}: no trial has finished yet")
     goals = tuple(goal.name for goal in experiment.goals)
     front, best = study.front(), study.best()
-    rest = sorted((r for r in records if r not in front), key=lambda r: (-r.score, r.index))
+    others = (r for r in records if r not in front)
+    rest = sorted(others, key=lambda r: (-r.attrs.get("rung", 0), -r.score, r.index))
     rows = (front + rest)[:MOST_ROWS]
     varying = experiment.space.varying
-    parts: list[RenderableType] = [_headline(study.name, experiment.recipe.seeds, records), Text()]
+    seconds = sum(float(r.attrs["seconds"]) for r in study.records().values())
+    parts: list[RenderableType] = [
+        _headline(study.name, experiment.recipe.seeds, records, seconds),
+        Text(),
+    ]
     parts.append(trial_table(front, goals, varying, best, title=f"front of {len(front)}"))
     if len(rows) > len(front):
         parts += [Text(), trial_table(rows[len(front) :], goals, varying, title="the others")]
@@ -118,12 +141,11 @@ def pick(study: Study, which: str) -> Record:
     return records[int(which)]
 
 
-def _headline(name: str, seeds: int, records: list[Record]) -> Text:
-    states = {"ok": 0, "pruned": 0, "diverged": 0, "oom": 0, "invalid": 0}
+def _headline(name: str, seeds: int, records: list[Record], seconds: float) -> Text:
+    states = {"ok": 0, "paused": 0, "pruned": 0, "diverged": 0, "oom": 0, "invalid": 0}
     for record in records:
         states[record.status] += 1
     ended = ", ".join(f"{count} {state}" for state, count in states.items() if count)
-    seconds = sum(float(r.attrs["seconds"]) for r in records)
     over = f"{seeds} seeds" if seeds > 1 else "held-out rows"
     return Text(
         f"{name}: {len(records)} trials ({ended}), {span(seconds)} of training; s.e. over {over}"

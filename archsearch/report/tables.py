@@ -34,13 +34,14 @@ def trial_table(
     for record in records:
         attrs = record.attrs
         ended = record.status == "ok"
+        scored = ended or record.status == "paused"
         table.add_row(
             str(record.index),
             Text(record.genome.text(varying)),
             count(attrs["params"]),
             size(attrs["state_bytes"]),
-            f"{record.score:.3f}" if ended else Text(record.status, style="yellow"),
-            f"{record.error:.3f}" if ended else "",
+            f"{record.score:.3f}" if scored else Text(record.status, style="yellow"),
+            f"{record.error:.3f}" if ended else Text(record.status, style="dim") if scored else "",
             *(quantity(goal, record.values[i]) if record.values else "" for i, goal in extra),
             style="bold" if best and record.index == best.index else "",
         )
@@ -53,8 +54,8 @@ def plain_line(event: dict[str, Any], genome: str, view: Any) -> str:
     tail = f"; about {span(left)} left" if left else ""
     if event["status"] == "ok":
         outcome = f"score {event['score']:.3f}"
-    elif event["status"] == "pruned":
-        outcome = f"pruned at {event['score']:.3f}"
+    elif event["status"] in ("paused", "pruned"):
+        outcome = f"{event['status']} at {event['score']:.3f}"
     else:
         outcome = f"{event['status']}: {event['why']}"
     return (

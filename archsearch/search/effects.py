@@ -90,8 +90,12 @@ def _spelt(word: str) -> str:
 
 
 def lineage(records: dict[int, Record], record: Record) -> list[Record]:
-    """A trial and whom it came from, the oldest first."""
+    """A trial and whom it came from, each as far as it was trained, the oldest first."""
+    later = {r.attrs["continues"]: r for r in records.values() if "continues" in r.attrs}
     line = [record]
     while (parent := line[-1].attrs.get("parent")) is not None:
-        line.append(records[parent])
+        ancestor = records[parent]
+        while ancestor.index in later:
+            ancestor = later[ancestor.index]
+        line.append(ancestor)
     return line[::-1]

@@ -32,6 +32,8 @@ EXPIRY = 240.0
 """Seconds without one after which the owner counts as dead."""
 ATTEMPTS = 3
 """How often a trial may lose its worker before it counts as failed."""
+KEPT = ("move", "parent", "origin", "rung", "continues")
+"""What is known of a trial that holds for its repetition, too."""
 
 
 def me() -> dict[str, Any]:
@@ -93,7 +95,7 @@ def reap(study: Study, total: int, *, alone: bool = False) -> None:
             # Parameters are taken over only if all of them were set before the worker died.
             whole = next((t for t in trials if "genome_json" in t.user_attrs), None)
             known = whole.user_attrs if whole else {}
-            origin = {name: known[name] for name in ("move", "parent") if name in known}
+            origin = {name: known[name] for name in KEPT if name in known}
             study.optuna.add_trial(
                 create_trial(
                     state=TrialState.WAITING,

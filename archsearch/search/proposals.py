@@ -1,48 +1,38 @@
 """Which genome comes next.
 
-The proposal with index n is a function of the study's seed, of n and of the trials up to n - lag
+The proposal for place n is a function of the study's seed, of n and of the trials up to n - lag
 alone. Who finished first, how many processes worked and how often they were killed changes nothing:
 the same seed gives the same genomes. The price is that n waits until trial n - lag has ended.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from itertools import islice
-from typing import TYPE_CHECKING, Any
-
-import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.samplers import BaseSampler, TPESampler
-from optuna.study import StudyDirection
-from optuna.trial import TrialState, create_trial
+from typing import TYPE_CHECKING
 
 from archsearch.errors import SpaceError
-from archsearch.rules import Candidate, draw, members, settle
-from archsearch.search import evolution, graphgp, local
-from archsearch.search.evolution import Child, Tried
+from archsearch.rules import Candidate, draw, measure, members, settle
+from archsearch.search import evolution, graphgp, local, mixing, stock
+from archsearch.search.evolution import Child, Tried, fitness
+from archsearch.search.moves import MOVES, mutate
+from archsearch.search.rungs import Schedule
 from archsearch.seeds import seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from optuna import Study as OptunaStudy
-    from optuna.trial import FrozenTrial
-
-    from archsearch.dims import Dim
     from archsearch.genome import Genome
+    from archsearch.search.rungs import Place
     from archsearch.search.study import Record
+    from archsearch.space import Decisions
     from archsearch.space_yaml import Experiment
 
 ASKS = 50
 """How often a strategy is asked before a random draw takes its place."""
 WARMUP = 10
-"""Trials before TPE is asked at all."""
+"""Trials before one of Optuna's samplers is asked at all."""
 SMALL = 150
 """Trials up to which `auto` takes the Gaussian process."""
 NAMES = {
@@ -51,18 +41,8 @@ NAMES = {
     "local": "local search",
     "random": "random without repeats",
     "tpe": "TPE",
+    "nsga2": "NSGA-II",
 }
-
-
-def distribution(dim: Dim) -> BaseDistribution:
-    """A dimension as Optuna sees it."""
-    if dim.options or dim.optional:
-        return CategoricalDistribution(dim.values or ())
-    assert dim.low is not None and dim.high is not None  # noqa: PT018
-    if dim.real:
-        return FloatDistribution(float(dim.low), float(dim.high), log=dim.log, step=dim.step)
-    step = 1 if dim.log else int(dim.step or 1)
-    return IntDistribution(int(dim.low), int(dim.high), log=dim.log, step=step)
 
 
 class Proposals:
@@ -70,33 +50,40 @@ class Proposals:
 
     Args:
         experiment: What is searched, and how.
-        directions: Direction of each objective.
         lag: How far a proposal looks back: it learns from trials up to its index less this.
     """
 
-    def __init__(
-        self, experiment: Experiment, directions: Sequence[StudyDirection], lag: int
-    ) -> None:
+    def __init__(self, experiment: Experiment, lag: int) -> None:
         self.experiment, self.lag = experiment, lag
         space, context, search = experiment.space, experiment.context, experiment.search
         self._first = seed_candidates(experiment)
         self._listed = members(space, context)
         random.Random(seed(search.seed, "order")).shuffle(self._listed or [])
-        self._everything = self._listed is not None and search.trials >= len(self._listed)
+        outside = sum(candidate.outside for candidate in self._first)
+        most = search.trials if self._listed is None else len(self._listed) + outside
+        self._everything = self._listed is not None and search.trials >= most
+        self.genomes = min(search.trials, most)
         self.strategy = search.strategy
         if search.strategy == "auto":
-            self.strategy = "graphgp" if self.total <= SMALL else "evolution"
+            self.strategy = "graphgp" if self.genomes <= SMALL else "evolution"
         if self._everything:
             self.strategy = "random"
-        self._directions = directions
-        self._replay, self._replayed = optuna.create_study(directions=directions), 0
+        self._stock = stock.Stock(self.strategy, space, len(experiment.goals))
+        self._hinted = space.has_prior or any(not c.outside for c in self._first)
         self._made: dict[int, Candidate] = {}
+        self.schedule = Schedule(
+            self.genomes, lag, len(experiment.waits), search.keep, self._reached, len(self._first)
+        )
 
     @property
     def total(self) -> int:
-        """How many trials there will be: the budget, or the whole space if it is smaller."""
-        budget = self.experiment.search.trials
-        return budget if self._listed is None else min(budget, len(self._listed))
+        """How many trials there will be, as far as it is certain."""
+        return self.schedule.total
+
+    @property
+    def references(self) -> list[Genome]:
+        """The genomes of `start_from` that are not in the space."""
+        return [candidate.genome for candidate in self._first if candidate.outside]
 
     @property
     def why(self) -> str:
@@ -110,31 +97,35 @@ class Proposals:
             else f"{count} members"
         )
         first, name = self.first, NAMES[self.strategy]
-        if self.total <= first and self.strategy != "random":
-            return f"{self.total} random members of {size}; {name} would begin after {first}"
+        if self.genomes <= first and self.strategy != "random":
+            return f"{self.genomes} random members of {size}; {name} would begin after {first}"
         chosen = "chosen" if self.experiment.search.strategy == self.strategy else "auto"
         after = f" after {first} random trials" if self.strategy != "random" else ""
-        return f"{name}{after} ({chosen}: {self.total} trials in {size})"
+        return f"{name}{after} ({chosen}: {self.genomes} trials in {size})"
 
     @property
     def first(self) -> int:
         """Trials before the strategy has what it needs."""
         needs = {
-            "evolution": evolution.population(self.total),
+            "evolution": evolution.population(self.genomes),
             "graphgp": graphgp.START,
             "local": local.START,
             "tpe": WARMUP,
+            "nsga2": stock.POPULATION,
         }
         return needs.get(self.strategy, 0) + self.lag
 
-    def ready(self, index: int, records: Mapping[int, Record]) -> bool:
-        """Whether every trial that proposal `index` learns from has ended."""
-        return all(i in records for i in range(index - self.lag + 1))
+    def ready(
+        self, index: int, records: Mapping[int, Record], begun: Mapping[int, Place] | None = None
+    ) -> bool:
+        """Whether it is known what place `index` is for: what it learns from has ended."""
+        self.schedule.extend(records, begun or {})
+        return index < len(self.schedule.places)
 
     def propose(
         self, index: int, records: Mapping[int, Record], begun: Mapping[int, Genome]
     ) -> Candidate:
-        """The candidate with this index.
+        """The candidate with this index; that of the trial that goes on, if one does.
 
         Args:
             index: Its place in the sequence.
@@ -153,185 +144,198 @@ class Proposals:
     def _propose(
         self, index: int, records: Mapping[int, Record], begun: Mapping[int, Genome]
     ) -> Candidate:
-        taken = {genome for i, genome in begun.items() if i != index}
+        self.ready(index, records)
+        places = self.schedule.places
+        if index < len(places) and (before := places[index].continues) is not None:
+            return self._again(records[before])
+        others = (i for i in begun if i != index and self.schedule.is_new(i))
+        taken = {begun[i] for i in others}
         taken |= {self.propose(i, records, begun).genome for i in range(index) if i not in begun}
-        if index < len(self._first) and self._first[index].genome not in taken:
-            return self._first[index]
+        ordinal = self.schedule.ordinal(index)
+        if ordinal < len(self._first) and self._first[ordinal].genome not in taken:
+            return self._first[ordinal]
         left = [c for c in self._listed or () if c.genome not in taken]
         if self._everything:
             return left[0]
-        if self.strategy != "random" and index >= self.first:
-            asked = self._from_tpe if self.strategy == "tpe" else self._from_history
-            candidate = asked(index, records, taken)
-            if candidate:
-                return candidate
-        experiment = self.experiment
-        rng = random.Random(seed(experiment.search.seed, "proposal", index))
+        rng = random.Random(seed(self.experiment.search.seed, "proposal", index))
+        arm = self._arm(index, ordinal, records)
+        if arm == "prior" and (child := self._near_seeds(rng, taken)):
+            return child
+        if arm == "strategy" and (child := self._from_history(index, records, taken)):
+            return child
         try:
-            return draw(experiment.space, rng, experiment.context, lambda g: g not in taken)
+            return self._drawn(rng, taken, uniform=arm == "random")
         except SpaceError:
             if not left:
                 raise
             return left[0]
 
+    def _again(self, record: Record) -> Candidate:
+        """The candidate of a trial that goes on."""
+        attrs = record.attrs
+        return Candidate(
+            tuple(record.params.items()), record.genome, attrs.get("move", ""),
+            attrs.get("parent"), attrs["origin"], not self._member(record),
+        )  # fmt: skip
+
+    def _member(self, record: Record) -> bool:
+        """Whether a trial is of a member of the space, and not for comparison alone."""
+        return bool(record.params) or self.experiment.space.size == 1
+
+    def _arm(self, index: int, ordinal: int, records: Mapping[int, Record]) -> mixing.Arm | None:
+        """Who makes a proposal; None for a random draw, by the prior where there is one."""
+        if self.strategy == "random":
+            return None
+        if not self._hinted:
+            return "strategy" if ordinal >= self.first else None
+        history = self._history(index, records)
+        valued = {i: tried.values for i, tried in enumerate(history) if tried.values}
+        ranks = dict(zip(valued, fitness(list(valued.values())), strict=True)) if valued else {}
+        origins = [
+            records[i].attrs.get("origin", "") for i in sorted(valued, key=ranks.__getitem__)
+        ]
+        rng = random.Random(seed(self.experiment.search.seed, "arm", index))
+        arm = mixing.pick(origins, self.first, rng)
+        return None if arm == "strategy" and ordinal < self.first else arm
+
+    def _near_seeds(self, rng: random.Random, taken: set[Genome]) -> Candidate | None:
+        """A draw by the prior, or one edit away from a genome of `start_from`."""
+        space = self.experiment.space
+        seeds = [dict(c.decisions) for c in self._first if not c.outside]
+        weights = {name: share for name, (share, _) in MOVES.items()}
+        for _ in range(ASKS):
+            if space.has_prior and (not seeds or rng.random() < 0.5):
+                child = Child(space.sample(rng), "prior")
+            else:
+                child = Child(*mutate(space, rng.choice(seeds), rng, weights))
+            if found := self._settled(child, taken):
+                return dataclasses.replace(found, origin="prior")
+        return None
+
+    def _drawn(self, rng: random.Random, taken: set[Genome], *, uniform: bool) -> Candidate:
+        space, context = self.experiment.space, self.experiment.context
+        return draw(space, rng, context, lambda g: g not in taken, uniform=uniform)
+
+    def _settled(self, child: Child, taken: set[Genome]) -> Candidate | None:
+        """A child as a candidate; None if it may not be trained or was before."""
+        space = self.experiment.space
+        try:
+            genome = settle(space, space.replay(child.decisions), self.experiment.context)
+        except SpaceError:
+            return None
+        if genome in taken:
+            return None
+        decisions = tuple(child.decisions.items())
+        return Candidate(decisions, genome, child.move, child.parent, self.strategy)
+
     def _from_history(
         self, index: int, records: Mapping[int, Record], taken: set[Genome]
     ) -> Candidate | None:
-        """Ask a strategy of ours, with a memory that ends at `index - lag`."""
+        """Ask the strategy, with a memory that ends at `index - lag`."""
         space, search = self.experiment.space, self.experiment.search
-        history = [self._tried(records[i]) for i in range(index - self.lag + 1)]
+        history = self._history(index, records)
         rng = random.Random(seed(search.seed, self.strategy, index))
 
-        def candidate(child: Child) -> Candidate | None:
-            try:
-                genome = settle(space, space.replay(child.decisions), self.experiment.context)
-            except SpaceError:
-                return None
-            if genome in taken:
-                return None
-            return Candidate(tuple(child.decisions.items()), genome, child.move, child.parent)
+        def wanted(decisions: Decisions) -> bool:
+            return self._settled(Child(decisions), taken) is not None
 
-        def wanted(decisions: dict[str, Any]) -> bool:
-            return candidate(Child(decisions)) is not None
+        def first(children: Iterator[Child]) -> Candidate | None:
+            candidates = (self._settled(child, taken) for child in islice(children, ASKS))
+            return next(filter(None, candidates), None)
 
+        if self.strategy in stock.SAMPLERS:
+            asked = self._stock.ask(history, seed(search.seed, self.strategy, index) % 2**32)
+            return first(Child(decisions, self.strategy) for decisions in asked)
         if self.strategy == "evolution":
-            children = islice(evolution.children(space, history, rng, self.total), ASKS)
-            return next(filter(None, map(candidate, children)), None)
+            return first(evolution.children(space, history, rng, self.genomes))
         child: Child | None
         if self.strategy == "local":
             child = local.child(space, history, rng, wanted)
         else:
-            begun = range(len(history), index)
-            working = [dict(self.propose(i, records, {}).decisions) for i in begun]
+            new = [i for i in range(len(history), index) if self.schedule.is_new(i)]
+            working = [dict(self.propose(i, records, {}).decisions) for i in new]
             child = graphgp.child(space, graphgp.genome_graph, history, working, rng, wanted)
-        return candidate(child) if child else None
+        return self._settled(child, taken) if child else None
 
-    def _tried(self, record: Record) -> Tried:
-        values = tuple(
-            -value if direction is StudyDirection.MAXIMIZE else value
-            for value, direction in zip(record.values, self._directions, strict=False)
-        )
-        attrs = record.attrs
-        return Tried(dict(record.params), values, attrs.get("move", ""), attrs.get("parent"))
+    def _history(self, index: int, records: Mapping[int, Record]) -> list[Tried]:
+        """What the proposal for place `index` may know, by place.
 
-    def _from_tpe(
-        self, index: int, records: Mapping[int, Record], taken: set[Genome]
-    ) -> Candidate | None:
-        """Ask TPE, with a memory that ends at `index - lag`."""
-        space, context = self.experiment.space, self.experiment.context
-        if self._replayed > index - self.lag + 1:  # a repeat of an early trial
-            self._replay, self._replayed = optuna.create_study(directions=self._directions), 0
-        while self._replayed <= index - self.lag:
-            self._learn(records[self._replayed])
-            self._replayed += 1
-        self._replay.sampler = TPESampler(
-            seed=seed(self.experiment.search.seed, "tpe", index) % 2**32,
-            n_startup_trials=0, multivariate=True, constant_liar=False,
-        )  # fmt: skip
-        for _ in range(ASKS):
-            trial = self._replay.ask()
-            decisions: dict[str, Any] = {}
-            try:
-                genome = settle(space, space.resolve(_asking(trial, decisions)), context)
-            except SpaceError:
+        A genome stands at the place where it began; places where trials went on are empty. Where
+        trials wait at rungs, the score of each is taken to gain as much on the rest of its way as
+        those gained, on the mean, that went on. One of Optuna's samplers, which cannot be told
+        anew, knows the first rung alone.
+        """
+        view = range(index - self.lag + 1)
+        latest = {i: i for i in view if self.schedule.is_new(i)}
+        gains: dict[int, list[tuple[float, float]]] = {}
+        for i in view:
+            if self.schedule.is_new(i):
                 continue
-            finally:
-                self._replay.tell(trial, state=TrialState.FAIL)
-            if genome not in taken:
-                return Candidate(tuple(decisions.items()), genome)
-        return None
+            place = self.schedule.places[i]
+            assert place.continues is not None
+            latest[self.schedule.origin(i)] = i
+            here, before = records[i], records[place.continues]
+            gain = here.score - before.score, here.loss - before.loss
+            gains.setdefault(place.rung, []).append(gain)
+        first = self.strategy in stock.SAMPLERS
+        return [
+            self._tried(records[i], records[i if first else latest[i]], gains)
+            if i in latest
+            else Tried({}, ())
+            for i in view
+        ]
 
-    def _learn(self, record: Record) -> None:
-        if not record.values:
-            return
-        distributions: dict[str, BaseDistribution] = {}
-        params: dict[str, Any] = {}
+    def _tried(
+        self, began: Record, record: Record, gains: Mapping[int, Sequence[tuple[float, float]]]
+    ) -> Tried:
+        attrs = began.attrs
+        values = self._reached(record) if self._member(began) else ()
+        if record.status == "paused" and values:
+            rung = self.schedule.places[record.index].rung
+            ahead = [gains.get(r, ()) for r in range(rung + 1, len(self.experiment.waits) + 1)]
+            means = [[sum(g) / len(g) for g in zip(*gain, strict=True)] for gain in ahead if gain]
+            score = record.score + sum(mean[0] for mean in means)
+            values = self._signed(record.genome, score, record.loss + sum(m[1] for m in means))
+        return Tried(dict(began.params), values, attrs.get("move", ""), attrs.get("parent"))
 
-        def answer(path: str, dim: Dim) -> Any:
-            distributions[path] = distribution(dim)
-            params[path] = record.params[path]
-            return params[path]
+    def _reached(self, record: Record) -> tuple[float, ...]:
+        """The objectives where a trial ended or waits, smaller is better; empty if it failed."""
+        if record.status == "paused":
+            return self._signed(record.genome, record.score, record.loss)
+        return self._turned(record.values)
 
-        self.experiment.space.resolve(answer)
-        self._replay.add_trial(
-            create_trial(values=list(record.values), params=params, distributions=distributions)
+    def _signed(self, genome: Genome, score: float, loss: float) -> tuple[float, ...]:
+        known = {"score": score, "loss": loss}
+        goals, context = self.experiment.goals, self.experiment.context
+        return self._turned([measure(goal.expr, genome, context, known) for goal in goals])
+
+    def _turned(self, values: Sequence[float]) -> tuple[float, ...]:
+        return tuple(
+            -value if goal.maximize else value
+            for value, goal in zip(values, self.experiment.goals, strict=False)
         )
-
-
-class GenomeSampler(BaseSampler):
-    """Hands the proposals to an ordinary Optuna study, every decision of a genome at once."""
-
-    def __init__(
-        self, experiment: Experiment, candidate: Callable[[FrozenTrial], Candidate]
-    ) -> None:
-        self._experiment, self._candidate = experiment, candidate
-
-    def infer_relative_search_space(
-        self, study: OptunaStudy, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """The decisions that this trial's genome rests on."""
-        answers = dict(self._candidate(trial).decisions)
-        space: dict[str, BaseDistribution] = {}
-
-        def answer(path: str, dim: Dim) -> Any:
-            space[path] = distribution(dim)
-            return answers[path]
-
-        self._experiment.space.resolve(answer)
-        return space
-
-    def sample_relative(
-        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """The answers."""
-        answers = dict(self._candidate(trial).decisions)
-        return {path: answers[path] for path in search_space}
-
-    def sample_independent(self, *args: Any, **kwargs: Any) -> Any:
-        """Never asked: the relative space is the whole genome."""
-        raise NotImplementedError
-
-
-def suggested(experiment: Experiment, trial: optuna.Trial) -> Genome:
-    """The genome of a trial, its decisions set as ordinary Optuna parameters."""
-    drafted = experiment.space.resolve(_asking(trial, {}))
-    return settle(experiment.space, drafted, experiment.context)
-
-
-def _asking(trial: optuna.Trial, decisions: dict[str, Any]) -> Callable[[str, Dim], Any]:
-    def ask(path: str, dim: Dim) -> Any:
-        kind = distribution(dim)
-        if isinstance(kind, CategoricalDistribution):
-            decisions[path] = trial.suggest_categorical(path, kind.choices)
-        elif isinstance(kind, FloatDistribution):
-            decisions[path] = trial.suggest_float(
-                path, kind.low, kind.high, step=kind.step, log=kind.log
-            )
-        elif isinstance(kind, IntDistribution):
-            decisions[path] = trial.suggest_int(
-                path, kind.low, kind.high, step=kind.step, log=kind.log
-            )
-        return decisions[path]
-
-    return ask
 
 
 def seed_candidates(experiment: Experiment) -> list[Candidate]:
-    """`start_from` as candidates.
+    """`start_from` as candidates; a genome that is not in the space as a reference.
+
+    A reference is trained beside the search, at the width of the space: solved where the space
+    says `match`, else the nearest legal one.
 
     Raises:
-        SpaceError: if one is not in the space, or may not be trained.
+        SpaceError: if one may not be trained.
     """
-    space = experiment.space
+    space, context = experiment.space, experiment.context
     candidates: list[Candidate] = []
     for genome in experiment.seeds:
         decisions = space.locate(genome)
         if decisions is None:
-            raise SpaceError(
-                f"start_from: {genome.text()} (d_model {genome.d_model}) is not in the space "
-                f"'{space.name}'; widen the space, or drop it from start_from"
-            )
-        settled = settle(space, space.replay(decisions), experiment.context)
-        if settled not in {c.genome for c in candidates}:
-            candidates.append(Candidate(tuple(decisions.items()), settled))
+            width = min(space.widths, key=lambda w: abs(w - genome.d_model))
+            fitted = settle(space, dataclasses.replace(genome, d_model=width), context)
+            candidate = Candidate((), fitted, origin="start_from", outside=True)
+        else:
+            settled = settle(space, space.replay(decisions), context)
+            candidate = Candidate(tuple(decisions.items()), settled, origin="start_from")
+        if candidate.genome not in {c.genome for c in candidates}:
+            candidates.append(candidate)
     return candidates

@@ -118,6 +118,12 @@ class Coordinator:
         """Trials of this study that came to an end."""
         return sum(index < self.proposals.total for index in self.study.records())
 
+    @property
+    def _total(self) -> int:
+        """Trials that there will be, as far as the results so far tell."""
+        self.proposals.schedule.extend(self.study.records(), self.study.places())
+        return self.proposals.total
+
     def go(self, on_event: Callable[[Event], None]) -> None:
         """Work until every trial has ended, none is left, or the time of `search.time` is over.
 
@@ -125,19 +131,19 @@ class Coordinator:
             RunError: if the workers cannot go on. KeyboardInterrupt passes through once all
                 workers have stopped.
         """
-        total, search = self.proposals.total, self.experiment.search
+        search, study = self.experiment.search, self.study
         until = time.time() + search.time if search.time else None
         idle = 0
         try:
             with in_words(self.run.place):
-                reap(self.study, total, alone=not self.run.storage)
-                while (before := self.finished) < total and not self.exhausted:
+                reap(study, self._total, alone=not self.run.storage)
+                while (before := self.finished) < (total := self._total) and not self.exhausted:
                     if until is not None and time.time() >= until:
                         break
                     self.children, self.errors = [], []
                     self._start(min(self.workers, total - before), until)
                     self._pass_on(on_event, until)
-                    reap(self.study, total)
+                    reap(study, self._total)
                     idle = 0 if self.finished > before else idle + 1
                     if idle and not self.exhausted:
                         self._give_up(idle)
@@ -238,4 +244,4 @@ def prepare(experiment: Experiment, run: Run, workers: int) -> tuple[Study, Prop
     with in_words(run.place):
         study = Study.create(open_storage(run.place), experiment, lag=max(8, 2 * workers))
         run.keep(experiment.text)
-        return study, Proposals(experiment, study.optuna.directions, study.about["lag"])
+        return study, Proposals(experiment, study.about["lag"])

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from archsearch.errors import RunError
 from archsearch.genome import Genome
+from archsearch.search.rungs import Place
 from archsearch.space_yaml import Experiment, parse
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class Record:
         return float(self.attrs["score"])
 
     @property
+    def loss(self) -> float:
+        """Training loss of the last stretch, mean over tasks and seeds."""
+        return float(self.attrs["loss"])
+
+    @property
     def error(self) -> float:
         """Standard error of the score."""
         return float(self.attrs["error"])
@@ -67,7 +73,7 @@ class Study:
             raise RunError(f"no study '{name}' here; known: {', '.join(known) or 'none'}") from None
         self.storage = storage
         self._ended: dict[int, Record] = {}
-        self._begun: dict[int, tuple[int, Genome]] = {}
+        self._begun: dict[int, tuple[int, Genome, Place]] = {}
 
     @classmethod
     def only(cls, storage: BaseStorage) -> Study:
@@ -180,12 +186,27 @@ class Study:
                 self._ended[trial.number] = record
         return {record.index: record for record in self._ended.values()}
 
+    def latest(self) -> list[Record]:
+        """The record of every genome, where it went on the last one."""
+        records = self.records()
+        went_on = {record.attrs.get("continues") for record in records.values()}
+        return [record for index, record in records.items() if index not in went_on]
+
     def genomes(self) -> dict[int, Genome]:
         """What was tried or is being tried, by index."""
+        return {index: genome for index, genome, _ in self._described()}
+
+    def places(self) -> dict[int, Place]:
+        """What each index is for whose trial has begun."""
+        return {index: place for index, _, place in self._described()}
+
+    def _described(self) -> Iterable[tuple[int, Genome, Place]]:
         for trial, index in indexed(self.trials()):
             if trial.number not in self._begun and (genome := genome_of(trial)):
-                self._begun[trial.number] = index, genome
-        return dict(self._begun.values())
+                attrs = trial.user_attrs
+                place = Place(attrs.get("rung", 0), attrs.get("continues"))
+                self._begun[trial.number] = index, genome, place
+        return self._begun.values()
 
     def front(self, records: Iterable[Record] | None = None) -> list[Record]:
         """The trials that no other dominates, best first; of all of them unless `records` says."""

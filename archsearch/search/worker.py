@@ -25,8 +25,9 @@ from archsearch.errors import RunError, SpaceError
 from archsearch.expr import SCORES
 from archsearch.rules import cached_cost, measure
 from archsearch.search.lease import ATTEMPTS, give_back, hold, reap, surplus
-from archsearch.search.proposals import GenomeSampler, Proposals, suggested
+from archsearch.search.proposals import Proposals
 from archsearch.search.publish import publish
+from archsearch.search.sampler import GenomeSampler, suggested
 from archsearch.search.storage import TROUBLE, in_words, open_storage
 from archsearch.search.study import Study, indexed
 from archsearch.trial import Progress, TrialResult, run_trial
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from archsearch.expr import Node
     from archsearch.genome import Genome
     from archsearch.rules import Candidate
+    from archsearch.search.rungs import Place
 
 Event = dict[str, Any]
 POLL = 0.2
@@ -64,14 +66,11 @@ class Worker:
         self.place = place
         self.study = Study(open_storage(place), name)
         self.experiment = self.study.experiment(trials)
-        self.proposals = Proposals(
-            self.experiment, self.study.optuna.directions, self.study.about["lag"]
-        )
+        self.proposals = Proposals(self.experiment, self.study.about["lag"])
         self.folder, self.emit = folder, emit
         self.artifacts = FileSystemArtifactStore(folder / "artifacts")
         self._numbers: dict[int, int] = {}
-        self._proposed: Candidate | None = None
-        self.study.optuna.sampler = GenomeSampler(self.experiment, self._candidate)
+        self.study.optuna.sampler = GenomeSampler(self.experiment.space, self._candidate)
 
     def work(self, until: float | None = None) -> None:
         """Run trials until all have ended, or until a moment of `time.time()` has passed.
@@ -85,19 +84,21 @@ class Worker:
 
     def _something_to_do(self, until: float | None) -> bool:
         """Wait until the next trial may begin; False if there is none or the time is over."""
-        total = self.proposals.total
         while until is None or time.time() < until:
-            reap(self.study, total)
-            pairs, records = indexed(self.study.trials()), self.study.records()
+            reap(self.study, self.proposals.total)
+            pairs = indexed(self.study.trials())
             if any(trial.state is TrialState.WAITING for trial, _ in pairs):
                 return True
-            fresh = max((index for _, index in pairs), default=-1) + 1
-            if fresh < total and self.proposals.ready(fresh, records):
+            if self._known(max((index for _, index in pairs), default=-1) + 1):
                 return True
-            if all(index in records for index in range(total)):
+            if self.proposals.schedule.over:
                 return False
             time.sleep(POLL)
         return False
+
+    def _known(self, index: int) -> bool:
+        """Whether it is known what the trial with this index is for."""
+        return self.proposals.ready(index, self.study.records(), self.study.places())
 
     def _one(self) -> bool:
         """Run one trial. False if the space has no member left."""
@@ -114,17 +115,22 @@ class Worker:
 
     def _run(self, trial: optuna.Trial) -> bool:
         index = next(i for t, i in indexed(self.study.trials()) if t.number == trial.number)
-        if surplus(self.study, trial, index, self.proposals.total) or not self._ready(index):
+        known = self._known(index)
+        if surplus(self.study, trial, index, self.proposals.total) or not (
+            known or self._ready(index)
+        ):
             give_back(self.study, trial)
             return True
         self._numbers[trial.number] = index
         try:
-            genome = suggested(self.experiment, trial)
+            candidate = self._candidate(trial)
+            outside = candidate.outside and not trial.params
+            genome = candidate.genome if outside else suggested(self.experiment, trial)
         except SpaceError as error:
             give_back(self.study, trial)
             self.emit({"event": "exhausted", "index": index, "why": str(error)})
             return False
-        self._describe(trial, index, genome)
+        self._describe(trial, index, genome, candidate)
         if trial.user_attrs.get("attempt", 1) > ATTEMPTS:
             result = _abandoned(genome)
         else:
@@ -132,7 +138,7 @@ class Worker:
         result, values = self._judged(genome, result)
         self._keep(trial, genome, result)
         self._tell(trial, result, values)
-        self._sweep_weights()
+        self._sweep()
         self.emit({"event": "end", "index": index, "status": result.status, "why": result.why,
                    "score": result.score, "seconds": result.seconds})  # fmt: skip
         return True
@@ -140,20 +146,21 @@ class Worker:
     def _ready(self, index: int) -> bool:
         """Wait for the trials that a proposal learns from.
 
-        False if one of them has to be done again: then somebody must be free to do it.
+        False if one of them has to be done again, when somebody must be free to do it, and if
+        there is no such place after all.
         """
-        while not self.proposals.ready(index, self.study.records()):
+        while not self._known(index):
             reap(self.study, self.proposals.total)
-            if any(trial.state is TrialState.WAITING for trial in self.study.trials()):
+            waiting = any(t.state is TrialState.WAITING for t in self.study.trials())
+            if waiting or self.proposals.schedule.over:
                 return False
             time.sleep(POLL)
         return True
 
-    def _candidate(self, trial: FrozenTrial) -> Candidate:
+    def _candidate(self, trial: FrozenTrial | optuna.Trial) -> Candidate:
         """The proposal for a trial that Optuna has just begun."""
         study, index = self.study, self._numbers[trial.number]
-        self._proposed = self.proposals.propose(index, study.records(), study.genomes())
-        return self._proposed
+        return self.proposals.propose(index, study.records(), study.genomes())
 
     def _train(self, index: int, genome: Genome) -> TrialResult:
         experiment = self.experiment
@@ -166,10 +173,19 @@ class Worker:
             figures = {"loss": point.loss, "accuracy": point.accuracy, "done": progress.done}
             self.emit(event | figures)
 
+        rung, waits = self._place(index).rung, experiment.waits
         return run_trial(
             genome, experiment.tasks, experiment.recipe, experiment.search.seed,
+            stretches=waits[rung] if rung < len(waits) else None,
+            checkpoint=self._checkpoint(genome.key),
             on_progress=on_progress, hopeless=self._judge(index, genome),
         )  # fmt: skip
+
+    def _place(self, index: int) -> Place:
+        return self.proposals.schedule.places[index]
+
+    def _checkpoint(self, key: str) -> Path:
+        return self.folder / "checkpoints" / f"{key}.pt"
 
     def _judge(self, index: int, genome: Genome) -> Callable[[tuple[float, ...]], str]:
         """A rule that says why a trial is hopeless, or "" while it is not.
@@ -179,9 +195,9 @@ class Worker:
         that its proposal learned from, so the verdict does not depend on who finished first.
         """
         records, evals = self.study.records(), self.experiment.recipe.evals
-        judged = self.experiment.search.prune == "dominated" and any(
-            goal.name == "score" for goal in self.experiment.goals
-        )
+        search, goals = self.experiment.search, self.experiment.goals
+        judged = search.prune == "dominated" and not search.rungs
+        judged = judged and any(goal.name == "score" for goal in goals)
         earlier = [records[i] for i in range(index - self.proposals.lag + 1) if i in records]
         costs = self._costs(genome)
         rivals = [
@@ -209,22 +225,27 @@ class Worker:
         values = [measure(goal.expr, genome, self.experiment.context) for goal in goals]
         return tuple(-v if g.maximize else v for v, g in zip(values, goals, strict=True))
 
-    def _describe(self, trial: optuna.Trial, index: int, genome: Genome) -> None:
-        """Write down what is tried, before it is."""
-        seeds = len(self.experiment.seeds)
-        origin = "start_from" if index < seeds else self.proposals.strategy
+    def _describe(
+        self, trial: optuna.Trial, index: int, genome: Genome, proposed: Candidate
+    ) -> None:
+        """Write down what is tried, before it is; a trial with a genome is described whole."""
         cost = cached_cost(genome, self.experiment.context)
         attrs = {
-            "genome": genome.text(), "key": genome.key, "origin": origin,
+            "genome": genome.text(), "key": genome.key, "origin": self.proposals.strategy,
             "params": cost.params, "active_params": cost.active_params,
             "flops_per_token": cost.flops, "state_bytes": cost.state_bytes,
             "d_model": genome.d_model,
-            "genome_json": json.dumps(genome.to_json()),
         }  # fmt: skip
-        proposed = self._proposed
-        if proposed and proposed.genome == genome and proposed.parent is not None:
-            attrs |= {"move": proposed.move, "parent": proposed.parent}
-        for name, value in attrs.items():
+        place = self._place(index)
+        if self.experiment.search.rungs:
+            attrs["rung"] = place.rung
+        if place.continues is not None:
+            attrs["continues"] = place.continues
+        if proposed.genome == genome:
+            attrs["origin"] = proposed.origin
+            if proposed.parent is not None:
+                attrs |= {"move": proposed.move, "parent": proposed.parent}
+        for name, value in (attrs | {"genome_json": json.dumps(genome.to_json())}).items():
             trial.set_user_attr(name, value)
 
     def _judged(self, genome: Genome, result: TrialResult) -> tuple[TrialResult, list[float]]:
@@ -275,16 +296,20 @@ class Worker:
         if values:
             self.study.optuna.tell(trial, values, skip_if_finished=True)
         else:
-            state = TrialState.PRUNED if result.status == "pruned" else TrialState.FAIL
+            unfinished = result.status in ("pruned", "paused")
+            state = TrialState.PRUNED if unfinished else TrialState.FAIL
             self.study.optuna.tell(trial, state=state, skip_if_finished=True)
 
-    def _sweep_weights(self) -> None:
-        """Keep the weights of the front; a trial that left it never comes back."""
+    def _sweep(self) -> None:
+        """Keep the weights of the front and the checkpoints of those that may go on."""
         front = {record.genome.key for record in self.study.front()}
-        records = self.study.records().values()
-        beaten = {r.genome.key for r in records if r.status == "ok"} - front
-        for key in beaten:
-            shutil.rmtree(self.folder / "weights" / key, ignore_errors=True)
+        stuck = self.proposals.schedule.stuck(self.study.records())
+        for record in self.study.latest():
+            key = record.genome.key
+            if record.status == "ok" and key not in front:
+                shutil.rmtree(self.folder / "weights" / key, ignore_errors=True)
+            if record.status != "paused" or record.index in stuck:
+                self._checkpoint(key).unlink(missing_ok=True)
 
 
 def _trained(node: Node) -> bool:

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from archsearch.report.live import View
+from archsearch.search.rungs import Schedule
 from archsearch.search.storage import open_storage
 from archsearch.search.study import Study
 
@@ -12,7 +13,7 @@ from archsearch.search.study import Study
 def view(finished):
     study = Study(open_storage(finished / "runs" / "tiny"), "tiny")
     goals = tuple(goal.name for goal in study.experiment().goals)
-    view = View("tiny", 6, goals, study.experiment().space.varying, workers=2)
+    view = View("tiny", Schedule(6), goals, study.experiment().space.varying, workers=2)
     view.refresh(study)
     return view
 

@@ -101,7 +101,7 @@ def test_the_repetition_keeps_place_and_decisions(study, tmp_path):
     lost, again = study.trials()
     assert (lost.state, again.state) == (TrialState.FAIL, TrialState.WAITING)
     assert again.params == lost.params != {}
-    assert again.user_attrs == {"index": 0, "attempt": 2}
+    assert again.user_attrs == {"index": 0, "attempt": 2, "origin": "random"}
 
 
 def test_half_of_the_decisions_are_not_taken_over(study):

@@ -28,14 +28,13 @@ SINGLE = LARGE.replace(", {minimize: params}", "")
 def proposals(text, strategy, *overrides, seed=0, trials=SOME):
     more = (f"search.strategy={strategy}", f"search.seed={seed}", f"search.trials={trials}")
     experiment = parse(text, "space.yaml", (*more, *overrides))
-    directions = ["maximize" if goal.maximize else "minimize" for goal in experiment.goals]
-    return Proposals(experiment, directions, LAG)
+    return Proposals(experiment, LAG)
 
 
 def by_formula(candidate):
     """A score without training: the share of relu2, wide at the front."""
     genes = candidate.genome.genes
-    return sum(dict(g.params)["act"] == "relu2" for g in genes) / 4 + 0.01 * len(genes)
+    return sum(dict(g.params).get("act") == "relu2" for g in genes) / 4 + 0.01 * len(genes)
 
 
 def record(index, candidate, score=by_formula, goals=2):
@@ -61,7 +60,7 @@ def sequence(made, count=SOME, score=by_formula):
 CASES = [
     pytest.param(text, strategy, id=f"{name}-{strategy}")
     for name, text in (("listed", MEDIUM), ("large", LARGE))
-    for strategy in ("random", "tpe", "evolution", "graphgp", "local")
+    for strategy in ("random", "tpe", "nsga2", "evolution", "graphgp", "local")
 ]
 
 
@@ -195,14 +194,11 @@ def test_auto_goes_by_the_budget_where_the_space_is_larger():
     assert proposals(LISTED, "auto", trials=12).strategy == "random"
 
 
-@pytest.fixture(scope="module")
-def made():
-    return proposals(LISTED, "random")
-
-
 @given(ended=st.sets(st.integers(0, 20)), index=st.integers(0, 20))
-def test_a_proposal_is_ready_once_all_that_it_learns_from_have_ended(made, ended, index):
-    assert made.ready(index, dict.fromkeys(ended)) == (set(range(index - LAG + 1)) <= ended)
+def test_a_proposal_is_ready_once_all_that_it_learns_from_have_ended(ended, index):
+    made = proposals(LISTED, "random")
+    ready = index < made.total and set(range(index - LAG + 1)) <= ended
+    assert made.ready(index, dict.fromkeys(ended)) == ready
 
 
 def test_genomes_to_start_from_come_first_and_once(tmp_path):
@@ -215,12 +211,6 @@ def test_genomes_to_start_from_come_first_and_once(tmp_path):
         assert len({c.genome for c in candidates}) == trials
 
 
-def test_a_genome_to_start_from_must_be_in_the_space(tmp_path):
-    (tmp_path / "mine.yaml").write_text(dump(Genome(24, (Gene.of("swiglu", mult=3),))))
-    with pytest.raises(SpaceError, match=r"d_model 24.*not in the space"):
-        proposals(LISTED, "random", f"search.start_from=[{tmp_path}/mine.yaml]")
-
-
 def test_a_space_too_large_to_list_says_when_it_is_exhausted():
     narrow = LARGE.replace("objectives", "require: ['layers <= 1', 'params < 1000']\nobjectives")
     made = proposals(narrow, "random", trials=100)
@@ -228,3 +218,28 @@ def test_a_space_too_large_to_list_says_when_it_is_exhausted():
         sequence(made, 100)
     for rule in ("layers <= 1", "trained before"):
         assert rule in str(caught.value)
+
+
+def test_a_genome_to_start_from_that_is_not_in_the_space_is_trained_beside_it(tmp_path):
+    stranger = Genome(64, (Gene.of("attention", heads=4),))
+    member = Genome(16, (Gene.of("swiglu", mult=3, act="relu2"),))
+    for name, genome in (("stranger", stranger), ("member", member)):
+        (tmp_path / f"{name}.yaml").write_text(dump(genome))
+    start = f"search.start_from=[{tmp_path}/stranger.yaml, {tmp_path}/member.yaml]"
+    for strategy in ("evolution", "graphgp", "local", "tpe", "nsga2"):
+        made = proposals(LARGE, strategy, start)
+        assert [genome.d_model for genome in made.references] == [16], "at the width of the space"
+        candidates, _ = sequence(made)
+        assert candidates[0].outside
+        assert candidates[0].genome.genes == stranger.genes
+        assert candidates[1].genome == member
+        assert not any(candidate.outside for candidate in candidates[1:])
+        assert all(candidate.parent != 0 for candidate in candidates), "it has no children"
+
+
+def test_a_space_that_is_tried_whole_has_room_for_those_beside_it(tmp_path):
+    (tmp_path / "stranger.yaml").write_text(dump(Genome(16, (Gene.of("attention", heads=2),))))
+    made = proposals(LISTED, "auto", f"search.start_from=[{tmp_path}/stranger.yaml]", trials=13)
+    assert made.total == 13
+    candidates, _ = sequence(made, 13)
+    assert len({c.genome for c in candidates}) == 13

@@ -143,7 +143,7 @@ def test_two_workers_and_ctrl_c_find_what_one_worker_finds(tmp_path, unbroken, t
 
 def test_the_model_was_really_asked(unbroken):
     experiment = parse(TPE, overrides=("search.strategy=random",))
-    by_chance = Proposals(experiment, ["maximize", "minimize"], 8)
+    by_chance = Proposals(experiment, 8)
     keys = [by_chance.propose(i, {}, {}).genome.key for i in range(24)]
     found = [result[0] for result in unbroken(TPE).values()]
     assert found[:18] == keys[:18]
