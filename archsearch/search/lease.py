@@ -32,7 +32,7 @@ EXPIRY = 240.0
 """Seconds without one after which the owner counts as dead."""
 ATTEMPTS = 3
 """How often a trial may lose its worker before it counts as failed."""
-KEPT = ("move", "parent", "origin", "rung", "continues")
+KEPT = ("move", "parent", "origin", "rung", "continues", "outside")
 """What is known of a trial that holds for its repetition, too."""
 
 

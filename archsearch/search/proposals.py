@@ -175,12 +175,8 @@ class Proposals:
         attrs = record.attrs
         return Candidate(
             tuple(record.params.items()), record.genome, attrs.get("move", ""),
-            attrs.get("parent"), attrs["origin"], not self._member(record),
+            attrs.get("parent"), attrs["origin"], attrs.get("outside", False),
         )  # fmt: skip
-
-    def _member(self, record: Record) -> bool:
-        """Whether a trial is of a member of the space, and not for comparison alone."""
-        return bool(record.params) or self.experiment.space.size == 1
 
     def _arm(self, index: int, ordinal: int, records: Mapping[int, Record]) -> mixing.Arm | None:
         """Who makes a proposal; None for a random draw, by the prior where there is one."""
@@ -289,7 +285,7 @@ class Proposals:
         self, began: Record, record: Record, gains: Mapping[int, Sequence[tuple[float, float]]]
     ) -> Tried:
         attrs = began.attrs
-        values = self._reached(record) if self._member(began) else ()
+        values = () if attrs.get("outside") else self._reached(record)
         if record.status == "paused" and values:
             rung = self.schedule.places[record.index].rung
             ahead = [gains.get(r, ()) for r in range(rung + 1, len(self.experiment.waits) + 1)]

@@ -124,8 +124,8 @@ class Worker:
         self._numbers[trial.number] = index
         try:
             candidate = self._candidate(trial)
-            outside = candidate.outside and not trial.params
-            genome = candidate.genome if outside else suggested(self.experiment, trial)
+            beside = candidate.outside and not trial.params
+            genome = candidate.genome if beside else suggested(self.experiment, trial)
         except SpaceError as error:
             give_back(self.study, trial)
             self.emit({"event": "exhausted", "index": index, "why": str(error)})
@@ -243,6 +243,8 @@ class Worker:
             attrs["continues"] = place.continues
         if proposed.genome == genome:
             attrs["origin"] = proposed.origin
+            if proposed.outside:
+                attrs["outside"] = True
             if proposed.parent is not None:
                 attrs |= {"move": proposed.move, "parent": proposed.parent}
         for name, value in (attrs | {"genome_json": json.dumps(genome.to_json())}).items():

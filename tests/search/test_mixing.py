@@ -42,7 +42,7 @@ def proposals(text, *overrides):
     return Proposals(parse(text, overrides=("search.trials=60", *overrides)), LAG)
 
 
-@pytest.mark.parametrize("strategy", ["evolution", "graphgp", "local", "nsga2"])
+@pytest.mark.parametrize("strategy", ["evolution", "graphgp", "local"])
 def test_a_space_with_hints_is_searched_by_all_three_and_one_without_as_before(strategy):
     hinted = proposals(HINTED, f"search.strategy={strategy}")
     origins = Counter(candidate.origin for candidate in sequence(hinted, 50)[0])

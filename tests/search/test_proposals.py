@@ -42,7 +42,8 @@ def record(index, candidate, score=by_formula, goals=2):
     values = (score(candidate), float(len(candidate.genome.genes)))[:goals]
     return Record(
         index=index, number=index, genome=candidate.genome, params=dict(candidate.decisions),
-        status="ok", why="", values=values, scores=(), attrs={},
+        status="ok", why="", values=values, scores=(),
+        attrs={"origin": candidate.origin, "outside": candidate.outside},
     )  # fmt: skip
 
 
