@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from archsearch.errors import SpaceError
+from archsearch.genome import Gene, Genome
 from archsearch.search.rungs import NEW, Schedule
-from archsearch.space_yaml import parse
+from archsearch.space_yaml import dump, parse
 from archsearch.trial import run_trial
 from tests.search.helpers import LARGE, begin, opened, outcome, searched, worker
 
@@ -286,6 +287,18 @@ def test_one_worker_two_and_an_interrupted_one_find_the_same(tmp_path, whole):
     both = [subprocess.Popen([*command, "--dir", str(folder)]) for _ in range(2)]
     assert [child.wait(timeout=120) for child in both] == [0, 0]
     assert outcome(opened(folder)) == outcome(opened(whole[0]))
+
+
+def test_a_genome_for_comparison_is_trained_to_its_end_and_has_no_decisions(tmp_path):
+    stranger = Genome(64, (Gene.of("attention", heads=4), Gene.of("swiglu")))
+    (tmp_path / "stranger.yaml").write_text(dump(stranger))
+    start = f"search.start_from=[{tmp_path}/stranger.yaml]"
+    study = searched(tmp_path / "run", RUNGS, start, "search.trials=7")
+    beside = [r for r in study.latest() if r.attrs.get("outside")]
+    assert [(r.genome.genes, r.genome.d_model) for r in beside] == [(stranger.genes, 16)]
+    assert (beside[0].status, dict(beside[0].params)) == ("ok", {})
+    assert beside[0].attrs["origin"] == "start_from"
+    assert all(r.params for r in study.latest() if r not in beside)
 
 
 def test_one_objective_is_reported_to_optuna_at_every_stretch(tmp_path):
