@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def estimate(genome: Genome, tasks: tuple[Task, ...], recipe: Recipe) -> int:
-    """Bytes that training a genome on all tasks takes at most, the process itself left out.
+    """Bytes that training a genome on all tasks takes at its peak, without the process itself.
 
     Where what stays is already more than the machine has, it is that alone: then no model is built.
     Draws from streams of its own, so a trial is the same with and without it.

@@ -148,9 +148,8 @@ def _no_width(space: SearchSpace, genes: tuple[Gene, ...]) -> Infeasible:
 
     The rule names blocks alone, so that what they reject can be counted.
     """
-    refused = {gene: [bool(_refusal(gene, width)) for width in space.widths] for gene in genes}
-    everywhere = [gene for gene in genes if all(refused[gene])]
-    picky = everywhere[:1] or [gene for gene in genes if any(refused[gene])]
+    everywhere = [gene for gene in genes if all(_refusal(gene, w) for w in space.widths)]
+    picky = everywhere[:1] or [g for g in genes if any(_refusal(g, w) for w in space.widths)]
     names = sorted({gene.block for gene in picky})
     rule = (
         f"{names[0]} refuses every width" if everywhere else f"no width suits {' and '.join(names)}"
