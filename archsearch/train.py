@@ -199,11 +199,6 @@ class Rows:
         self._used = state["used"]
 
 
-def batches_drawn(recipe: Recipe) -> int:
-    """How many batches are drawn at once."""
-    return max(1, min(recipe.steps, CHUNK // recipe.batch))
-
-
 def evaluations(recipe: Recipe) -> list[int]:
     """The steps after which held-out rows are evaluated."""
     return sorted({round(recipe.steps * (i + 1) / recipe.evals) for i in range(recipe.evals)} - {0})
@@ -270,6 +265,11 @@ def rate(recipe: Recipe, step: int) -> float:
     if recipe.schedule == "wsd":
         return min(1.0, max(0.0, (recipe.steps - step) / max(1.0, recipe.steps / 5)))
     return 1.0
+
+
+def batches_drawn(recipe: Recipe) -> int:
+    """How many batches are drawn at once."""
+    return max(1, min(recipe.steps, CHUNK // recipe.batch))
 
 
 def _optimizers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
