@@ -169,7 +169,7 @@ def check(space: SpaceArg, override: SetOpt = None) -> None:
     experiment = load(space, tuple(override or ()))
     from archsearch.report.survey import check_report
 
-    check_report(experiment, space, console)
+    check_report(experiment, space, _cores(), console)
 
 
 @app.command()

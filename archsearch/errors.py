@@ -7,6 +7,7 @@ ArchsearchError
   ExportError       an exported model is missing or does not fit   exit 4
   TrialError        one trial failed; the study goes on
     Diverged        the loss is not finite
+    OutOfMemory     training needs more memory than there is
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ class Diverged(TrialError):
     """The loss is not finite."""
 
     status = "diverged"
+
+
+class OutOfMemory(TrialError):
+    """Training needs more memory than there is."""
+
+    status = "oom"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from types import MappingProxyType
@@ -101,7 +101,9 @@ def settle(space: SearchSpace, genome: Genome, context: int) -> Genome:
     try:
         cached_cost(genome, context)
     except BlockError as error:
-        raise Infeasible("a block refuses its width or parameters", str(error)) from None
+        refused = [g.block for g in _alone(genome) if _refusal(g, genome.d_model) == str(error)]
+        who = refused[0] if refused else "a block"
+        raise Infeasible(f"{who} refuses its width or parameters", str(error)) from None
     for rule in space.require:
         if not measure(rule, genome, context):
             raise Infeasible(rule.text, f"{genome.text()} breaks the rule {rule.text}")
@@ -111,12 +113,11 @@ def settle(space: SearchSpace, genome: Genome, context: int) -> Genome:
 def _solve(space: SearchSpace, genome: Genome, context: int) -> Genome:
     """The legal width whose size is nearest to the target; size grows with the width."""
     match = space.match
-    genes = {dataclasses.replace(g, share=None, inner=()) for g in nested(genome.genes)}
+    genes = _alone(genome)
     assert match is not None
     widths = [w for w in space.widths if not any(_refusal(gene, w) for gene in genes)]
     if not widths:
-        why = next(filter(None, (_refusal(gene, space.widths[-1]) for gene in genes)))
-        raise Infeasible("a block refuses every width", f"no legal width fits, e.g.: {why}")
+        raise _no_width(space, genes)
 
     def size(index: int) -> float:
         return measure(match.quantity, dataclasses.replace(genome, d_model=widths[index]), context)
@@ -138,6 +139,28 @@ def _solve(space: SearchSpace, genome: Genome, context: int) -> Genome:
             reach,
         )
     return dataclasses.replace(genome, d_model=widths[best])
+
+
+def _alone(genome: Genome) -> tuple[Gene, ...]:
+    """Every block of a genome once, as far as it matters to whether one can be built."""
+    genes = (dataclasses.replace(g, share=None, inner=()) for g in nested(genome.genes))
+    return tuple(dict.fromkeys(genes))
+
+
+def _no_width(space: SearchSpace, genes: tuple[Gene, ...]) -> Infeasible:
+    """Say which block refuses every width; if each alone has one, which blocks do not go together.
+
+    The rule names blocks alone, so that what they reject can be counted.
+    """
+    everywhere = [gene for gene in genes if all(_refusal(gene, w) for w in space.widths)]
+    picky = everywhere[:1] or [g for g in genes if any(_refusal(g, w) for w in space.widths)]
+    names = sorted({gene.block for gene in picky})
+    rule = (
+        f"{names[0]} refuses every width" if everywhere else f"no width suits {' and '.join(names)}"
+    )
+    width = space.widths[-1]
+    why = next(filter(None, (_refusal(gene, width) for gene in picky)))
+    return Infeasible(rule, f"no legal width fits, e.g.: {why}")
 
 
 @lru_cache(maxsize=2**14)
@@ -221,6 +244,8 @@ class Survey:
     """Rule -> how many draws it rejected; "" are the feasible ones."""
     costs: tuple[tuple[Genome, Cost], ...]
     """Feasible members drawn, without repeats."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Rule -> why it rejected the first of its draws."""
 
     @property
     def feasible(self) -> tuple[float, float, float]:
@@ -235,13 +260,15 @@ def survey(space: SearchSpace, rng: random.Random, context: int, draws: int = 10
     """Draw from the space and count what each rule rejects."""
     rejected: dict[str, int] = {}
     costs: dict[Genome, Cost] = {}
+    reasons: dict[str, str] = {}
     for _ in range(draws):
         try:
             genome = settle(space, space.replay(space.sample(rng)), context)
         except SpaceError as error:
             rule = error.rule if isinstance(error, Infeasible) else "every slot is none"
+            reasons.setdefault(rule, str(error))
         else:
             rule = ""
             costs[genome] = cached_cost(genome, context)
         rejected[rule] = rejected.get(rule, 0) + 1
-    return Survey(draws, rejected, tuple(costs.items()))
+    return Survey(draws, rejected, tuple(costs.items()), reasons)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CHUNK = 2048
 """Training rows drawn at once: enough to spread the fixed cost of a draw over many steps."""
+EVAL_BATCH = 128
+"""Held-out rows that are evaluated at once."""
 
 
 class Task(Protocol):
@@ -171,7 +173,7 @@ class Rows:
 
     def __init__(self, task: Task, recipe: Recipe, data: Generator) -> None:
         self._task, self._data, self._batch = task, data, recipe.batch
-        self._batches = max(1, min(recipe.steps, CHUNK // recipe.batch))
+        self._batches = batches_drawn(recipe)
         self._before, self._used = data.get_state(), 0
         self._drawn: list[tuple[Tensor, Tensor]] = []
 
@@ -222,7 +224,7 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: Model, held_out: tuple[Tensor, Tensor], batch: int = 128
+    model: Model, held_out: tuple[Tensor, Tensor], batch: int = EVAL_BATCH
 ) -> tuple[float, float]:
     """Token accuracy on held-out rows, and its standard error over rows.
 
@@ -258,6 +260,11 @@ def rate(recipe: Recipe, step: int) -> float:
     if recipe.schedule == "wsd":
         return min(1.0, max(0.0, (recipe.steps - step) / max(1.0, recipe.steps / 5)))
     return 1.0
+
+
+def batches_drawn(recipe: Recipe) -> int:
+    """How many batches are drawn at once."""
+    return max(1, min(recipe.steps, CHUNK // recipe.batch))
 
 
 def _optimizers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:

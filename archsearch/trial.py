@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from archsearch.errors import TrialError
+from archsearch.memory import estimate, require_room
 from archsearch.model import Model, build
 from archsearch.train import Point, Task, Training, generator
 
@@ -60,6 +62,8 @@ class TrialResult:
     seconds: float
     """Of this call; what came before it, from a checkpoint, is left out of it and of `tokens`."""
     tokens: int
+    memory: int | None = None
+    """Bytes that its training was judged to need; None where that could not be said."""
     models: tuple[Model, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -170,7 +174,7 @@ def run_trial(
     runs = tuple(TaskRun(task, k, tuple(curve)) for (task, k), curve in course.curves.items())
     return TrialResult(
         key=genome.key, status=status, why=why, runs=runs, scores=tuple(course.scores),
-        seconds=time.perf_counter() - began, tokens=course.tokens - tokens,
+        seconds=time.perf_counter() - began, tokens=course.tokens - tokens, memory=course.memory,
         models=tuple(course.models.values()),
     )  # fmt: skip
 
@@ -183,6 +187,7 @@ class Course:
         self.trainings: dict[tuple[str, int], Training] = {}
         self.curves: dict[tuple[str, int], list[Point]] = {}
         self.scores: list[float] = []
+        self.memory: int | None = None
 
     @property
     def models(self) -> dict[tuple[str, int], Model]:
@@ -204,7 +209,14 @@ class Course:
         )
 
     def begin(self, checkpoint: Path | None) -> None:
-        """Build the models; take them up from `checkpoint` if it holds this very trial."""
+        """Build the models; take them up from `checkpoint` if it holds this very trial.
+
+        Raises:
+            OutOfMemory: before a model is built, if the trainings need more than the machine has.
+        """
+        with suppress(Exception):  # what is wrong with the genome, its training will say
+            self.memory = estimate(self.genome, self.tasks, self.recipe)
+        require_room(self.memory or 0)
         for task in self.tasks:
             label = task_label(task, self.tasks)
             held_out = task.sample(self.recipe.eval_rows, generator(self.seed, label, "held-out"))

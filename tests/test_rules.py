@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 from itertools import pairwise
 
 import pytest
@@ -80,7 +81,7 @@ def test_the_solved_width_is_the_best_of_all_legal_ones(experiment, widths, targ
                 assert error.rule == f"match {target}"
                 assert error.reach == (min(possible.values()), max(possible.values()))
             else:
-                assert error.rule == "a block refuses every width"
+                assert re.fullmatch("[a-z]+ refuses every width|no width suits .+", error.rule)
             continue
         assert off[solved.d_model] == best <= tolerance
         assert getattr(cost(solved, CONTEXT), target) == possible[solved.d_model]
@@ -129,7 +130,31 @@ def test_a_genome_that_cannot_be_built_is_infeasible():
     space = parsed({"model": STACK}).space
     with pytest.raises(Infeasible, match=r"attention.heads 5 does not") as caught:
         settle(space, Genome(16, (Gene.of("attention", heads=5),)), CONTEXT)
-    assert caught.value.rule == "a block refuses its width or parameters"
+    assert caught.value.rule == "attention refuses its width or parameters"
+
+
+def test_the_block_that_refuses_is_named_inside_a_wrapper_too():
+    space = parsed({"model": STACK}).space
+    held = dataclasses.replace(Gene.of("mod"), inner=(Gene.of("moe", mult=0.125),))
+    with pytest.raises(Infeasible, match=r"moe.mult 0.125 x 20 is not whole") as caught:
+        settle(space, Genome(20, (Gene.of("swiglu"), held)), CONTEXT)
+    assert caught.value.rule == "moe refuses its width or parameters"
+
+
+def test_a_match_that_no_width_allows_names_the_blocks():
+    space = parsed({"model": STACK | {"d_model": [18, 20]}}).space
+    space = with_match(space, "params", 1000, 1.0)
+    picky = {"attention": Gene.of("attention", heads=9), "moe": Gene.of("moe", mult=0.25)}
+    rules = {
+        ("moe",): "moe refuses every width",
+        ("attention", "moe"): "no width suits attention and moe",
+    }
+    for widths, names in (((18, 22), ("moe",)), ((18, 20), ("attention", "moe"))):
+        narrow = parsed({"model": STACK | {"d_model": list(widths)}}).space.d_model
+        genome = Genome(18, tuple(picky[name] for name in (*names, *names)))
+        with pytest.raises(Infeasible, match="no legal width fits") as caught:
+            settle(dataclasses.replace(space, d_model=narrow), genome, CONTEXT)
+        assert caught.value.rule == rules[names]
 
 
 @some
@@ -222,6 +247,22 @@ def test_a_draw_that_finds_nothing_names_the_rules_and_their_shares():
     ]
 
 
+def test_what_blocks_refuse_is_counted_block_by_block_with_one_reason_each():
+    stack = [{"pattern": [{"mixer": ["swiglu", {"attention": {"heads": 5}}, {"mamba2": {
+        "head_dim": 12}}]}]}]  # fmt: skip
+    space = parsed({"name": "picky", "model": {"d_model": 16, "stack": stack}}).space
+    seen = survey(space, random.Random(0), CONTEXT, 300)
+    refused = [f"{block} refuses its width or parameters" for block in ("attention", "mamba2")]
+    assert set(seen.rejected) == {"", *refused}
+    for rule, reason in seen.reasons.items():
+        assert reason.startswith(rule.split()[0] + ".")
+    space = dataclasses.replace(space, require=(Expr.parse("count(swiglu) < 1", QUANTITIES),))
+    with pytest.raises(SpaceError) as caught:
+        draw(space, random.Random(0), CONTEXT, lambda genome: True)
+    for rule in refused:
+        assert f"%  {rule}\n          e.g. {rule.split()[0]}." in str(caught.value)
+
+
 def test_a_draw_that_finds_nothing_new_says_so():
     with pytest.raises(SpaceError, match=r"100.0%  trained before"):
         draw(half_and_half(), random.Random(0), CONTEXT, lambda genome: False)
@@ -245,6 +286,8 @@ def test_a_survey_counts_what_each_rule_rejects():
     seen = survey(space, random.Random(0), CONTEXT, 400)
     assert sum(seen.rejected.values()) == seen.draws == 400
     assert set(seen.rejected) == {"", "count(swiglu) > 0"}
+    assert seen.reasons == {
+        "count(swiglu) > 0": "attention breaks the rule count(swiglu) > 0"}  # fmt: skip
     share, low, high = seen.feasible
     assert low < 0.5 < high
     assert low < share < high

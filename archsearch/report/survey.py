@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from archsearch.fits import check_fits
+from archsearch.memory import estimate, machine_bytes, process_bytes
 from archsearch.rules import cached_cost, draw, members, survey
 from archsearch.search.proposals import seed_candidates
 from archsearch.seeds import seed
@@ -18,9 +19,12 @@ from archsearch.train import Training, generator
 from archsearch.words import count, size, span
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from archsearch.genome import Genome
+    from archsearch.rules import Survey
     from archsearch.space_yaml import Experiment
 
 STEPS = 2
@@ -29,8 +33,14 @@ TOKENS = 2048
 """Most tokens in a step that is timed; a larger batch is taken to cost in proportion."""
 
 
-def check_report(experiment: Experiment, source: str, console: Console) -> None:
-    """Print size, feasible share, what rejects the rest, the extremes and the expected time.
+def check_report(experiment: Experiment, source: str, workers: int, console: Console) -> None:
+    """Print size, feasible share, what rejects the rest, the extremes, the memory and the time.
+
+    Args:
+        experiment: The space.
+        source: What to name in the command to type next.
+        workers: How many would train at once.
+        console: Where to print.
 
     Raises:
         SpaceError: if a value fits nothing else, no member may be trained, or a genome of
@@ -46,13 +56,7 @@ def check_report(experiment: Experiment, source: str, console: Console) -> None:
     distinct = f", {len(listed)} distinct and feasible" if listed is not None else ""
     console.print(f"{space.name}: {space.size:.6g} combinations{distinct}")
     seen = survey(space, rng, context)
-    share, low, high = seen.feasible
-    console.print(
-        f"feasible: {share:.1%} of {seen.draws} draws (95 % interval {low:.1%} to {high:.1%})"
-    )
-    for rule, number in sorted(seen.rejected.items(), key=lambda item: -item[1]):
-        if rule:
-            console.print(f"  {number / seen.draws:6.1%} rejected by: {rule}", markup=False)
+    _rejections(seen, console)
     by_size = sorted(seen.costs, key=lambda pair: pair[1].params)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "params", "state", "d_model", "genome"):
@@ -62,18 +66,49 @@ def check_report(experiment: Experiment, source: str, console: Console) -> None:
         table.add_row(*row, Text(genome.text(space.varying)))
     console.print(table)
     if experiment.tasks:
-        torch.set_num_threads(1)  # as a worker trains
-        middle = by_size[len(by_size) // 2][0]
-        timed = [_seconds(experiment, g) for g in (by_size[0][0], middle, by_size[-1][0])]
+        genomes = [by_size[i][0] for i in (0, len(by_size) // 2, -1)]
         trials = min(experiment.search.trials, len(listed) if listed is not None else 10**9)
-        mean = sum(timed) / 3
-        console.print(
-            f"time: {span(min(timed))} to {span(max(timed))} a trial at most, {trials} trials; "
-            f"about {span(mean * trials)} on one core as busy as now"
-        )
+        _needs(experiment, genomes, trials, workers, console)
         console.print(f"next: archsearch run {source}", markup=False, soft_wrap=True)
     else:
         console.print("no tasks are named, so it cannot be run; e.g. `tasks: {use: [mad/*]}`")
+
+
+def _rejections(seen: Survey, console: Console) -> None:
+    share, low, high = seen.feasible
+    console.print(
+        f"feasible: {share:.1%} of {seen.draws} draws (95 % interval {low:.1%} to {high:.1%})"
+    )
+    for rule, number in sorted(seen.rejected.items(), key=lambda item: -item[1]):
+        if rule:
+            why = f"  {number / seen.draws:6.1%} rejected by: {rule}\n          e.g. "
+            console.print(why + seen.reasons[rule], markup=False, soft_wrap=True)
+
+
+def _needs(
+    experiment: Experiment, genomes: Sequence[Genome], trials: int, workers: int, console: Console
+) -> None:
+    """Print what some genomes, the largest among them, need of memory and time."""
+    torch.set_num_threads(1)  # as a worker trains
+    there = machine_bytes()
+    needs = [estimate(genome, experiment.tasks, experiment.recipe) for genome in genomes]
+    each = process_bytes() + max(needs)  # by now all code that training needs is loaded
+    console.print(f"memory: about {size(each)} a worker, {size(max(needs))} of it for the training")
+    fitting = [genome for genome, need in zip(genomes, needs, strict=True) if need <= there]
+    warning = ""
+    if len(fitting) < len(genomes):
+        warning = f"this machine has {size(there)}; the trials of members that need more will fail"
+    elif workers * each > there:
+        fewer = f"try `archsearch run --workers {max(1, there // each)}`"
+        warning = f"{workers} workers, one per core, may need {size(workers * each)}, this machine "
+        warning += f"has {size(there)}; {fewer}"
+    if warning:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+    if timed := [_seconds(experiment, genome) for genome in fitting]:
+        console.print(
+            f"time: {span(min(timed))} to {span(max(timed))} a trial at most, {trials} trials; "
+            f"about {span(sum(timed) / len(timed) * trials)} on one core as busy as now"
+        )
 
 
 def _seconds(experiment: Experiment, genome: Genome) -> float:

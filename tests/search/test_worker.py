@@ -14,6 +14,7 @@ import torch
 from optuna.trial import TrialState, create_trial
 
 import archsearch
+from archsearch import memory
 from archsearch.blocks.swiglu import SwiGLU
 from archsearch.errors import RunError
 from archsearch.export import export
@@ -106,6 +107,29 @@ def test_what_a_block_does_wrong_is_the_result_of_its_trials_alone(
             assert trial.state is TrialState.FAIL
             assert record.values == ()
     assert all(r.status == "ok" for r in study.front())
+
+
+def test_what_does_not_fit_fails_at_once_with_its_reason_and_is_tried_once(
+    folder, monkeypatch, unbroken
+):
+    normal, whole = outcome(opened(unbroken)), opened(unbroken).records()
+    needs = {index: record.attrs["memory_bytes"] for index, record in whole.items()}
+    there = sorted(needs.values())[6]
+    monkeypatch.setattr(memory, "machine_bytes", lambda: there)
+    study = searched(folder, LISTED)
+    records = study.records()
+    assert {i for i, r in records.items() if r.status == "oom"} == {
+        i for i, need in needs.items() if need > there
+    }  # fmt: skip
+    assert len({r.genome.key for r in records.values()}) == 12
+    for index, record in records.items():
+        if record.status != "oom":
+            assert outcome(study)[index] == normal[index]
+            continue
+        assert record.attrs["memory_bytes"] == needs[index]
+        assert record.why.startswith("needs about ")
+        assert (record.values, record.scores) == ((), ())
+        assert study.trials()[record.number].state is TrialState.FAIL
 
 
 def test_a_study_in_which_every_trial_fails_comes_to_its_end(folder, monkeypatch):
