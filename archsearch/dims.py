@@ -174,7 +174,8 @@ class Dim:
         """
         if self.options:
             return self.narrow(self._inside(low, high, step))
-        ends, on_steps = (self.cast(low), self.cast(high)), dataclasses.replace(self, fractions=False)
+        ends = self.cast(low), self.cast(high)
+        on_steps = dataclasses.replace(self, fractions=False)
         for end in ends:
             if end not in on_steps or isinstance(end, bool | str) or end is None:
                 raise ValueError(f"{word(end)} is not legal here; legal: {on_steps.legal}")

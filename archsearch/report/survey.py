@@ -73,7 +73,8 @@ def check_report(experiment: Experiment, source: str, console: Console) -> None:
         )
         console.print(f"next: archsearch run {source}", markup=False, soft_wrap=True)
     else:
-        console.print("no tasks are named, so it cannot be run; e.g. `tasks: {use: [mad/*]}`")
+        hint = "no tasks are named, so it cannot be run; e.g. `tasks: {use: [mad/*]}`"
+        console.print(hint, markup=False)
 
 
 def _seconds(experiment: Experiment, genome: Genome) -> float:
