@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from archsearch.catalogue import SIZES, BlockInfo, declare, found
 from archsearch.cost import Cost
-from archsearch.dims import Value, dims_of
+from archsearch.dims import Value, dims_of, word
 from archsearch.errors import BlockError, nearest
 
 State = dict[str, Tensor]
@@ -233,6 +233,17 @@ def require(info: BlockInfo, field: str, value: int, legal: Iterable[int], becau
     if value not in fitting:
         words = ", ".join(map(str, fitting)) or "none"
         raise BlockError(f"{info.name}.{field} {value} {because}; legal: {words}")
+
+
+def require_whole(info: BlockInfo, field: str, mult: float, width: int) -> None:
+    """Refuse a multiple of the width that is no whole number; for `Block.check`.
+
+    Raises:
+        BlockError: `{block}.{field} {mult} x {width} is not whole; legal: ...`.
+    """
+    if abs(mult * width - round(mult * width)) > 1e-5:  # real numbers keep twelve digits
+        here, legal = f"{info.name}.{field} {word(mult)} x {width}", f"multiples of 1/{width}"
+        raise BlockError(f"{here} is not whole; legal: {legal}")
 
 
 def divisors(number: int) -> list[int]:

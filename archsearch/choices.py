@@ -242,7 +242,7 @@ def choices_schema(legal: Dim) -> dict[str, Any]:
     if legal.options:
         forms = [{"enum": ["none" if v is None else v for v in legal.options]}]
     else:
-        kind = "number" if legal.real else "integer"
+        kind = "number" if legal.real or legal.fractions else "integer"
         forms = [{"type": kind, "minimum": legal.low, "maximum": legal.high}]
     if _numeric(legal):
         forms.append(UNIT_SCHEMA)

@@ -31,7 +31,7 @@ Value = bool | int | float | str | None
 class Dim:
     """One search dimension: either a tuple of `options`, or a range from `low` to `high`.
 
-    Where one option is a real number, whole ones become real as well.
+    Where one option is a real number, whole ones become real as well, unless `fractions`.
 
     Raises:
         ValueError: if the set is empty or the default lies outside it.
@@ -42,6 +42,9 @@ class Dim:
     high: int | float | None = None
     step: int | float | None = None
     """Distance between neighbours; None for a continuous range."""
+    fractions: bool = False
+    """Whether numbers between the steps of the range are legal where they are named. Options that
+    were named so keep their whole numbers whole."""
     log: bool = False
     optional: bool = False
     """Whether None ("none" in a space file) is legal beside the range."""
@@ -66,7 +69,9 @@ class Dim:
     @property
     def real(self) -> bool:
         """Whether values are floating-point numbers."""
-        return isinstance(self.low, float) or any(isinstance(v, float) for v in self.options)
+        if self.options:
+            return not self.fractions and any(isinstance(v, float) for v in self.options)
+        return isinstance(self.low, float)
 
     @property
     def count(self) -> float:
@@ -103,7 +108,8 @@ class Dim:
             return ", ".join(word(v) for v in self.options)
         also = " or none" if self.optional else ""
         steps = "" if self.step in (None, 1) else f" in steps of {self.step}"
-        return f"{word(self.low)} to {word(self.high)}{steps}{also}"
+        between = ", or a fraction such as 8/3" if self.fractions else ""
+        return f"{word(self.low)} to {word(self.high)}{steps}{also}{between}"
 
     def _legal_near(self, value: Value) -> str:
         """The legal set in words, the nearest one first where they are words."""
@@ -119,10 +125,12 @@ class Dim:
             return self.optional
         if self.low is None or self.high is None or isinstance(value, bool | str):
             return False
-        if not self.real and not isinstance(value, int):
+        if not self.real and not self.fractions and not isinstance(value, int):
             return False
         if not self.low <= value <= self.high:
             return False
+        if self.fractions:
+            return True
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return abs(steps - round(steps)) < 1e-6
 
@@ -136,9 +144,10 @@ class Dim:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             return value
-        if self.real:
-            return float(f"{value:.12g}") + 0.0
-        return int(value) if isinstance(value, float) and value.is_integer() else value
+        if isinstance(value, float) and value.is_integer() and not self.real:
+            return int(value)
+        exact = isinstance(value, int) and not self.real
+        return value if exact else float(f"{value:.12g}") + 0.0
 
     def narrow(self, values: Iterable[Value]) -> Dim:
         """The dimension with only these values left.
@@ -152,7 +161,8 @@ class Dim:
                 raise ValueError(f"{word(value)} is not legal here; {self._legal_near(value)}")
             if value in chosen[:i]:
                 raise ValueError(f"{word(value)} stands twice in the choice")
-        return Dim(options=chosen, default=chosen[0] if chosen else None)
+        mixed = not self.real and any(isinstance(v, float) for v in chosen)
+        return Dim(options=chosen, default=chosen[0] if chosen else None, fractions=mixed)
 
     def narrow_range(
         self, low: float, high: float, step: float | None = None, log: bool | None = None
@@ -165,9 +175,10 @@ class Dim:
         if self.options:
             return self.narrow(self._inside(low, high, step))
         ends = self.cast(low), self.cast(high)
+        on_steps = dataclasses.replace(self, fractions=False)
         for end in ends:
-            if end not in self or isinstance(end, bool | str) or end is None:
-                raise ValueError(f"{word(end)} is not legal here; legal: {self.legal}")
+            if end not in on_steps or isinstance(end, bool | str) or end is None:
+                raise ValueError(f"{word(end)} is not legal here; legal: {on_steps.legal}")
         if log is None:
             log = self.log and step is None
         if step is None:
@@ -267,17 +278,19 @@ def whole(
     *,
     default: int | None,
     step: int = 1,
+    fractions: bool = False,
     optional: bool = False,
     default_from: str | None = None,
     when: tuple[str, Value] | None = None,
 ) -> Any:
     """A field that takes a whole number; also None where `optional`.
 
-    With `default_from`, None means "the same as that field".
+    With `fractions`, a number between may be named as well. With `default_from`, None means "the
+    same as that field".
     """
     return _field(
         Dim(
-            low=low, high=high, step=step, default=default, when=when,
+            low=low, high=high, step=step, fractions=fractions, default=default, when=when,
             optional=optional or default_from is not None, default_from=default_from,
         )
     )  # fmt: skip
@@ -288,11 +301,18 @@ def real(
     high: float,
     *,
     default: float,
+    step: float | None = None,
+    fractions: bool = False,
     log: bool = False,
     when: tuple[str, Value] | None = None,
 ) -> Any:
-    """A field that takes a real number."""
-    return _field(Dim(low=float(low), high=float(high), log=log, default=float(default), when=when))
+    """A field that takes a real number; with `fractions`, one between the steps may be named."""
+    return _field(
+        Dim(
+            low=float(low), high=float(high), step=step, fractions=fractions, log=log,
+            default=float(default), when=when,
+        )
+    )  # fmt: skip
 
 
 def dims_of(config: type) -> dict[str, Dim]:

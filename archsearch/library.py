@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -26,6 +27,17 @@ def shipped() -> Mapping[str, Traversable]:
     return dict(sorted(spaces.items()))
 
 
+@cache
+def short_names() -> Mapping[str, str]:
+    """Every space by what it may be called for short: `zamba2` is `baselines/zamba2`.
+
+    That is the last part of its name, or all of it where several end alike.
+    """
+    last = {name: name.rpartition("/")[2] for name in shipped()}
+    count = Counter(last.values())
+    return {short if count[short] == 1 else name: name for name, short in last.items()}
+
+
 def _walk(folder: Traversable, prefix: str) -> dict[str, Traversable]:
     spaces: dict[str, Traversable] = {}
     for item in folder.iterdir():
@@ -37,18 +49,19 @@ def _walk(folder: Traversable, prefix: str) -> dict[str, Traversable]:
 
 
 def read_space(source: str) -> tuple[str, str]:
-    """The text of a space and the name that its errors carry.
+    """The text of a space and the name that its errors carry; a file goes before a shipped space.
 
     Raises:
         SpaceError: if there is no such file or shipped space, or it is no text.
     """
     path = Path(source)
+    name = source if source in shipped() else short_names().get(source)
     try:
-        if source in shipped() and not path.is_file():
-            return shipped()[source].read_text(encoding="utf-8"), f"{source}.yaml"
+        if name and not path.is_file():
+            return shipped()[name].read_text(encoding="utf-8"), f"{name}.yaml"
         if not path.is_file():
             what = "is a directory" if path.is_dir() else "does not exist"
-            hint = nearest(source, shipped())
+            hint = nearest(source, short_names())
             raise SpaceError(f"{source} {what} and is no shipped space; {hint}")
         if path.stat().st_size > MOST_BYTES:
             raise SpaceError(f"{source} is larger than {MOST_BYTES} bytes; is it a space file?")

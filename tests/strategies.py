@@ -61,7 +61,7 @@ VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
     "short_conv": {"conv": (1, 3), "expand": (1, 2)},
     "skip": {"combine": ("add", "gate")},
     "swiglu": {
-        "mult": (1, 2, 3), "act": ("silu", "gelu", "relu2", "spline", "rational"),
+        "mult": (1, 2, 3, 1.5), "act": ("silu", "gelu", "relu2", "spline", "rational"),
         "grid": (6, 12), "groups": (1, 2, 8),
     },
     "ttt": {"head_dim": (4, 8), "mini_batch": (2, 4), "inner": ("linear", "mlp"),
@@ -295,7 +295,7 @@ def spaces(draw: st.DrawFn, most: float = 300, match: bool = False) -> Experimen
     ]
     define = {
         "macro": [{"swiglu": {"act": ["silu", "relu2"]}}, "none"],
-        "weights": {"shared": True, "swiglu": {"mult": [1, 3]}},
+        "weights": {"shared": True, "swiglu": {"mult": [1, "3/2"]}},
         "side": {"shared": True, NEXT: {"mult": [1, 3]}},
         "held": {"shared": True, "mod": {"of": [{"m": {"use": "macro"}, "repeat": [1, 2]}]}},
     }

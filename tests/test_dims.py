@@ -31,7 +31,11 @@ options = st.one_of(
     st.just([False, True]),
     st.just([None, 1, 2]),
 ).map(lambda values: Dim(options=tuple(values), default=values[0]))
-listed = st.one_of(whole_ranges, stepped_reals, options)
+with_fractions = st.one_of(whole_ranges, stepped_reals).map(
+    lambda dim: dataclasses.replace(dim, fractions=True)
+)
+fractions = st.just(Dim(low=1, high=16, step=1, fractions=True).narrow([1, 2.75, 4]))
+listed = st.one_of(whole_ranges, stepped_reals, options, with_fractions, fractions)
 dims = st.one_of(listed, real_ranges)
 
 
@@ -113,6 +117,39 @@ def test_what_is_not_legal_cannot_be_narrowed_to(dim, value):
 def test_equal_values_are_written_alike(dim, given_value, written):
     assert repr(dim.cast(given_value)) == repr(written)
     assert written in dim
+
+
+WITH_FRACTIONS = Dim(low=1, high=16, step=1, default=2, fractions=True)
+STEPS_AND_FRACTIONS = Dim(low=0.125, high=4.0, step=0.125, default=1.0, fractions=True)
+
+
+@pytest.mark.parametrize(
+    ("dim", "values", "written"),
+    [
+        (WITH_FRACTIONS, (1, 2.75, 8 / 3, 4.0), "(1, 2.75, 2.66666666667, 4)"),
+        (WITH_FRACTIONS, (3, 1), "(3, 1)"),
+        (WITH_FRACTIONS, (2.5,), "(2.5,)"),
+        (STEPS_AND_FRACTIONS, (1, 121 / 46), "(1.0, 2.63043478261)"),
+    ],
+)
+def test_a_fraction_is_legal_where_it_is_named(dim, values, written):
+    narrowed = dim.narrow(values)
+    assert repr(narrowed.values) == written
+    assert all(dim.cast(value) in narrowed for value in values)
+    assert 1.875 in dim
+    assert 1.875 not in narrowed
+    assert Dim.from_json(json.loads(json.dumps(narrowed.to_json()))) == narrowed
+
+
+def test_a_range_goes_through_no_fractions():
+    assert repr(WITH_FRACTIONS.narrow_range(1, 4).values) == "(1, 2, 3, 4)"
+    assert WITH_FRACTIONS.count == len(WITH_FRACTIONS.values) == 16
+    assert STEPS_AND_FRACTIONS.narrow_range(0.5, 1).values == (0.5, 0.625, 0.75, 0.875, 1.0)
+    with pytest.raises(ValueError, match=r"^2\.5 is not legal here; legal: 1 to 16$"):
+        WITH_FRACTIONS.narrow_range(1, 2.5)
+    assert 2.75 not in dataclasses.replace(WITH_FRACTIONS, fractions=False)
+    illegal = (0, 0.5, 16.5, math.nan, math.inf, True, None, "2")
+    assert not any(value in WITH_FRACTIONS for value in illegal)
 
 
 @given(st.integers(1, 40), st.integers(0, 40), st.integers(1, 40))

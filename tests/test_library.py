@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+from archsearch import library
 from archsearch.errors import SpaceError
-from archsearch.library import MOST_BYTES, read_space, shipped
+from archsearch.library import MOST_BYTES, read_space, shipped, short_names
 from archsearch.space_yaml import load
 
 
@@ -24,14 +25,30 @@ def test_a_shipped_space_is_found_by_name_from_anywhere(name, tmp_path, monkeypa
     assert load(name).space.name == name.rpartition("/")[2]
 
 
-def test_a_file_comes_before_a_shipped_space_of_its_name(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["quickstart", "zamba2"])
+def test_a_file_comes_before_a_shipped_space_of_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "quickstart").write_text("mine: \u00e9", encoding="utf-8")
-    assert read_space("quickstart") == ("mine: \u00e9", "quickstart")
+    (tmp_path / name).write_text("mine: \u00e9", encoding="utf-8")
+    assert read_space(name) == ("mine: \u00e9", name)
+
+
+def test_a_space_in_a_folder_has_a_short_name():
+    assert read_space("zamba2") == read_space("baselines/zamba2")
+    assert set(short_names().values()) == set(shipped())
+    assert all(read_space(short) == read_space(name) for short, name in short_names().items())
+
+
+def test_a_short_name_that_two_could_have_is_nobodys(monkeypatch):
+    names = ["a/one", "b/one", "b/two", "three", "c/three"]
+    monkeypatch.setattr(library, "shipped", lambda: dict.fromkeys(names))
+    called = library.short_names.__wrapped__()
+    assert called == {"a/one": "a/one", "b/one": "b/one", "two": "b/two"} | {
+        "three": "three", "c/three": "c/three"
+    }  # fmt: skip
 
 
 def test_what_is_not_there(tmp_path):
-    spaces = ", ".join(sorted(shipped()))
+    spaces = ", ".join(sorted(short_names()))
     assert complaint("quickstrat") == (
         "quickstrat does not exist and is no shipped space; did you mean 'quickstart'? known: "
         + spaces

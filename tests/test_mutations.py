@@ -22,7 +22,8 @@ GENOME = Genome(
     ),
     norm="layer",
 )  # fmt: skip
-TEXTS = {name: space.read_text() for name, space in shipped().items()} | {"genome": dump(GENOME)}
+SPACES = {name: space.read_text() for name, space in shipped().items() if "/" not in name}
+TEXTS = SPACES | {"genome": dump(GENOME)}
 WORDS = (
     "", "none", "[]", "{}", "[1, 2]", "-1", "0", "1e99", ".nan", "3%", "256K", "1/0", "24h", "true",
     "null", "'", '"', "&a [*a]", "*a", "!!python/object:os.system x", "{from: 4, to: 1}", "use: x",

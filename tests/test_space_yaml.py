@@ -15,7 +15,7 @@ from archsearch.catalogue import block_names, found
 from archsearch.errors import SpaceError
 from archsearch.fits import check_fits
 from archsearch.genome import Gene, Genome
-from archsearch.library import shipped
+from archsearch.library import shipped, short_names
 from archsearch.rules import draw, settle
 from archsearch.space_yaml import Goal, dump, load, load_genome, parse
 
@@ -82,7 +82,9 @@ SHARED = Gene.of("shared_attention", "x", heads=2)
 PAIR = (Gene.of("attention", window=8), Gene.of("swiglu"))
 GENOME = Genome(32, (SHARED, Gene.of("mamba2", head_dim=8), SHARED, *PAIR, *PAIR), "layer")
 BASES = {"zamba": ZAMBA, "genome": dump(GENOME)} | {
-    name: space.read_text(encoding="utf-8") for name, space in shipped().items()
+    name: space.read_text(encoding="utf-8")
+    for name, space in shipped().items()
+    if "/" not in name  # "genome" stands for the baselines
 }
 
 
@@ -94,7 +96,7 @@ def shown(message):
         "<blocks, none>": [*blocks, "none"],
         "<blocks>": blocks,
         "<tasks>": sorted(found("tasks")),
-        "<spaces>": sorted(shipped()),
+        "<spaces>": sorted(short_names()),
     }
     for word, listed in growing.items():
         message = message.replace(", ".join(listed), word)
@@ -474,8 +476,7 @@ def test_the_damage_test_sees_a_traceback_and_a_hang():
 def test_every_shipped_space_is_right_and_has_members(name):
     experiment = load(name)
     assert (*experiment.warnings, *check_fits(experiment)) == ()
-    assert experiment.tasks
-    assert experiment.space.size > 1 or "/" in name
+    assert bool(experiment.tasks) == (experiment.space.size > 1) == ("/" not in name)
     assert yaml.safe_load(experiment.text)["name"] == experiment.space.name
     rng = random.Random(0)
     for _ in range(3):

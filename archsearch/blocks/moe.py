@@ -43,10 +43,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from archsearch.block import Block, Ctx, Role, State, require, zeros
+from archsearch.block import Block, Ctx, Role, State, require, require_whole, zeros
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
-from archsearch.errors import BlockError
 
 LEAST_STD = 1e-2
 """Smallest standard deviation of the noise of noisy top-k."""
@@ -68,7 +67,7 @@ class MoE(Block, name="moe", kind="ffn", paper="1701.06538"):
         """Experts to choose from."""
         top_k: int = whole(1, 64, default=2)
         """Experts that a token uses."""
-        mult: float = choice(0.125, 0.25, 0.5, 1.0, 2.0, 4.0, default=1.0)
+        mult: float = real(0.125, 4.0, default=1.0, step=0.125, fractions=True)
         """Hidden width of one expert over model width; below 1 for fine-grained experts."""
         router: str = choice("softmax", "sigmoid", "noisy_top_k", default="softmax")
         """Scores and balance: softmax (Mixtral), sigmoid (DeepSeek-V3), noisy_top_k (2017)."""
@@ -229,11 +228,7 @@ class MoE(Block, name="moe", kind="ffn", paper="1701.06538"):
         if config.router == "noisy_top_k":
             why = f"leaves nothing to choose among {E} experts, which noisy_top_k needs"
             require(info, "top_k", config.top_k, range(1, E), why)
-        if not (config.mult * width).is_integer():
-            fits = [str(m) for m in (0.125, 0.25, 0.5, 1, 2, 4) if m * width % 1 == 0]
-            raise BlockError(
-                f"moe.mult {config.mult:g} x {width} is not whole; legal: {', '.join(fits)}"
-            )
+        require_whole(info, "mult", config.mult, width)
 
 
 class Experts(nn.Module):

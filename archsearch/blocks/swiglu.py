@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archsearch.block import Block, Ctx, Role, State, divisors, require
+from archsearch.block import Block, Ctx, Role, State, divisors, require, require_whole
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
 from archsearch.kernels.gated_ffn import ACT, gated_ffn
@@ -29,7 +29,7 @@ class SwiGLU(Block, name="swiglu", kind="ffn", paper="2002.05202"):
     class Config:
         """Search dimensions."""
 
-        mult: int = whole(1, 16, default=2)
+        mult: float = whole(1, 16, default=2, fractions=True)
         """Hidden width over model width."""
         act: str = choice("silu", "gelu", "relu2", "spline", "rational", default="silu")
         """Nonlinearity: silu (SwiGLU), gelu (GeGLU), relu2 (squared ReLU, no gate), or learnable:
@@ -48,7 +48,7 @@ class SwiGLU(Block, name="swiglu", kind="ffn", paper="2002.05202"):
 
     def __init__(self, width: int, config: Config) -> None:
         super().__init__()
-        hidden = config.mult * width
+        hidden = round(config.mult * width)
         self.named = config.act
         if config.act != "relu2":
             self.gate = nn.Linear(width, hidden, bias=False)
@@ -90,7 +90,7 @@ class SwiGLU(Block, name="swiglu", kind="ffn", paper="2002.05202"):
 
     @staticmethod
     def cost(width: int, config: Config, seq_len: int) -> Cost:
-        matrices, hidden = 2 if config.act == "relu2" else 3, config.mult * width
+        matrices, hidden = 2 if config.act == "relu2" else 3, round(config.mult * width)
         weights = matrices * hidden * width
         sizes = {"grid": config.grid, "groups": config.groups}
         params = weights + activation_params(config.act, hidden, **sizes)
@@ -98,7 +98,8 @@ class SwiGLU(Block, name="swiglu", kind="ffn", paper="2002.05202"):
 
     @staticmethod
     def check(width: int, config: Config) -> None:
+        require_whole(SwiGLU.info, "mult", config.mult, width)
         if config.act == "rational":
-            hidden = config.mult * width
+            hidden = round(config.mult * width)
             because = f"does not divide the hidden width {hidden}"
             require(SwiGLU.info, "groups", config.groups, divisors(hidden), because)

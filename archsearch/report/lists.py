@@ -13,7 +13,7 @@ from rich.text import Text
 from archsearch.catalogue import SIZES, block_costs, block_info, block_names, found
 from archsearch.dims import word
 from archsearch.errors import SpaceError, nearest
-from archsearch.library import shipped
+from archsearch.library import short_names
 from archsearch.space_yaml import load
 from archsearch.words import short
 
@@ -26,6 +26,8 @@ KINDS = {
     "ffn": ("FFNs", "work on each token alone"),
     "wrapper": ("wrappers", "hold other blocks"),
 }
+BASELINES, FULL_SIZE = "baselines/", "baselines/full/"
+"""Folders of single architectures, small ones and those with the widths of the paper."""
 COST_COLUMNS = ("width", "context", "params", "active", "FLOPs/token", "state bytes")
 
 
@@ -37,18 +39,28 @@ def _table(*columns: str) -> Table:
 
 
 def space_table() -> RenderableType:
-    """Every shipped space: its size, its tasks and what it is about."""
+    """Every shipped space: its size, its tasks and what it is about; then the baselines."""
     table = _table("space", "combinations", "tasks", "what it asks")
-    for name in shipped():
+    baselines = _table("baseline", "what is kept of it")
+    full: list[str] = []
+    for called, name in short_names().items():
+        if name.startswith(FULL_SIZE):
+            full.append(called)
+            continue
         try:
             experiment = load(name)
         except SpaceError as error:
             table.add_row(name, "", "", Text(str(error).splitlines()[0], style="red"))
             continue
         about = str(experiment.notes).strip()
-        size = f"{experiment.space.size:.3g}"
-        table.add_row(name, size, str(len(experiment.tasks)), about)
-    return Group(table, Text(), Text("next: archsearch check NAME, archsearch run NAME"))
+        if name.startswith(BASELINES):
+            baselines.add_row(called, about)
+        else:
+            size = f"{experiment.space.size:.3g}"
+            table.add_row(name, size, str(len(experiment.tasks)), about)
+    named = Text(f"in full size: {', '.join(full)}")
+    steps = Text("next: archsearch check NAME, archsearch run NAME")
+    return Group(table, Text(), baselines, named, Text(), steps)
 
 
 def block_table() -> RenderableType:

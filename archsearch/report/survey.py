@@ -71,7 +71,8 @@ def check_report(experiment: Experiment, source: str, workers: int, console: Con
         _needs(experiment, genomes, trials, workers, console)
         console.print(f"next: archsearch run {source}", markup=False, soft_wrap=True)
     else:
-        console.print("no tasks are named, so it cannot be run; e.g. `tasks: {use: [mad/*]}`")
+        hint = "no tasks are named, so it cannot be run; e.g. `tasks: {use: [mad/*]}`"
+        console.print(hint, markup=False)
 
 
 def _rejections(seen: Survey, console: Console) -> None:

@@ -126,7 +126,7 @@ def holding(block: type[Block]) -> tuple[Gene, ...]:
 def edges(dim: Dim, most: float = math.inf) -> tuple[Value, ...]:
     """Every option; of a range both ends, 3, the powers of two up to `most`, and None.
 
-    Of a range of real numbers both ends and the default.
+    Of a range of real numbers both ends and the default. Where fractions are legal, one of them.
     """
     if dim.options:
         return dim.options
@@ -134,7 +134,8 @@ def edges(dim: Dim, most: float = math.inf) -> tuple[Value, ...]:
     if dim.real:
         return tuple(sorted({low, float(dim.default or low), high}))
     powers = {1 << i for i in range(int(high).bit_length())}
-    whole = sorted(v for v in {low, high, 3, *powers} if v in dim and v <= max(low, most))
+    known = {low, high, 3, low + 0.75, *powers}
+    whole = sorted(v for v in known if v in dim and v <= max(low, most))
     return (None, *whole) if dim.optional else tuple(whole)
 
 

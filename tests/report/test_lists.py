@@ -6,6 +6,7 @@ import pytest
 
 from archsearch.block import block_class, usual_config
 from archsearch.catalogue import SIZES, block_costs, block_info, block_names
+from archsearch.library import short_names
 from archsearch.report.lists import COST_COLUMNS, cost_rows, paper_link
 from archsearch.words import short
 from tests.helpers import archsearch
@@ -70,3 +71,23 @@ def test_the_page_of_a_block_has_its_parameters_its_paper_and_two_sizes(name, tm
 
 def test_what_is_no_arxiv_number_has_no_link():
     assert paper_link("none") is None
+
+
+def test_spaces_and_baselines_are_listed_apart_within_80_columns(tmp_path):
+    done = archsearch("spaces", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    spaces, baselines, _ = done.stdout.split("\n\n")
+    rows, _, full = baselines.partition("in full size: ")
+    named = {row.split()[0]: row for row in rows.splitlines()[1:]}
+    wanted = {short: name for short, name in short_names().items() if "/" in name}
+    assert {*named, *full.replace(",", " ").split()} == set(wanted)
+    assert all("/full/" not in wanted[short] and "arXiv " in named[short] for short in named)
+    assert all(re.search(rf"^{s} ", spaces, re.MULTILINE) for s in {*short_names()} - {*wanted})
+
+
+def test_a_baseline_is_checked_by_its_name_and_has_no_tasks(tmp_path):
+    done = archsearch("check", "zamba2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 combinations, 1 distinct and feasible" in done.stdout
+    assert "no tasks are named, so it cannot be run; e.g. `tasks: {use: [mad/*]}`" in done.stdout
