@@ -163,6 +163,7 @@ class Block(nn.Module):
             causal=causal,
             bidirectional=bidirectional,
             wraps=wraps,
+            prenorm=cls.prenorm,
             docs=_field_docs(cls.Config),
         )
         if register:

@@ -56,6 +56,8 @@ class BlockInfo:
     wraps: str | None = None
     """How a wrapper uses the blocks that it holds: "chain", one after the other, or "set", side by
     side in no order. None for a block that holds no others."""
+    prenorm: bool = True
+    """Whether the model normalises around it; False where the block does so itself."""
     docs: Mapping[str, str] = field(default_factory=dict)
     """One line for each parameter."""
 

@@ -143,10 +143,17 @@ class Genome:
 
     @property
     def idle(self) -> frozenset[str]:
-        """What has no effect around the stack: one branch is never dropped nor left early."""
+        """What has no effect around the stack.
+
+        One branch is never dropped nor left early; where no block is normalised by the model, there
+        is no place of a norm.
+        """
         joined = sum(block_info(gene.block).joins == "stream" for gene in self.genes)
         alone = {"layer_dropout": len(self.genes), "exit_loss": joined}
-        return frozenset(name for name, count in alone.items() if count == 1)
+        idle = {name for name, count in alone.items() if count == 1}
+        if not any(block_info(gene.block).prenorm for gene in nested(self.genes)):
+            idle.add("norm_place")
+        return frozenset(idle)
 
     @property
     def bidirectional(self) -> bool:

@@ -310,6 +310,15 @@ def test_keys_are_equal_where_models_are_and_nowhere_else(genome, data):
     assert (other == genome) == equal
 
 
+def test_where_the_model_normalises_no_branch_the_place_of_norms_is_nothing():
+    skips = (Gene.of("skip"), replace(Gene.of("skip"), inputs=(0,)))
+    one, other = (Genome(16, skips, norm_place=place) for place in ("pre", "sandwich"))
+    assert one.key == other.key
+    assert same_model(one, other)
+    normed = (*skips, Gene.of("swiglu"))
+    assert Genome(16, normed).key != Genome(16, normed, norm_place="sandwich").key
+
+
 def test_the_comparison_of_models_sees_a_difference_and_an_equality():
     one, other = Genome(16, (Gene.of("swiglu"),)), Genome(16, (Gene.of("swiglu", act="gelu"),))
     assert same_model(one, one)
