@@ -81,7 +81,7 @@ def test_the_solved_width_is_the_best_of_all_legal_ones(experiment, widths, targ
                 assert error.rule == f"match {target}"
                 assert error.reach == (min(possible.values()), max(possible.values()))
             else:
-                assert re.fullmatch("[a-z]+ refuses every width|no width suits .+", error.rule)
+                assert re.fullmatch(r"\w+ refuses every width|no width suits .+", error.rule)
             continue
         assert off[solved.d_model] == best <= tolerance
         assert getattr(cost(solved, CONTEXT), target) == possible[solved.d_model]
