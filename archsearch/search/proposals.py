@@ -117,6 +117,11 @@ class Proposals:
         return f"{name}{after} ({chosen}: {self.total} trials in {size})"
 
     @property
+    def by_chance(self) -> bool:
+        """Whether every proposal is a random draw."""
+        return self.strategy == "random" or self.total <= self.first
+
+    @property
     def first(self) -> int:
         """Trials before the strategy has what it needs."""
         needs = {

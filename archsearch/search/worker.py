@@ -279,8 +279,8 @@ class Worker:
             self.study.optuna.tell(trial, state=state, skip_if_finished=True)
 
     def _sweep_weights(self) -> None:
-        """Keep the weights of the front; a trial that left it never comes back."""
-        front = {record.genome.key for record in self.study.front()}
+        """Keep the weights of the front and of finalists; a trial that left it never comes back."""
+        front = {record.genome.key for record in self.study.front()} | set(self.study.fresh)
         records = self.study.records().values()
         beaten = {r.genome.key for r in records if r.status == "ok"} - front
         for key in beaten:
