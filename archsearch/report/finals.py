@@ -16,7 +16,7 @@ from archsearch.search.fresh import missing, remember, train
 from archsearch.words import count, quantity, size, span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from rich.console import Console, RenderableType
@@ -124,7 +124,7 @@ def _train(
             if fresh.why or not console.is_terminal:
                 outcome = fresh.why or f"score {fresh.score:.3f}"
                 console.print(
-                    f"[{done}/{total}] {names[genome]}, fresh seed {k + 1}: {outcome} "
+                    f"[{title} {done}/{total}] {names[genome]}, fresh seed {k + 1}: {outcome} "
                     f"({span(seconds)})", highlight=False, markup=False, soft_wrap=True,
                 )  # fmt: skip
 
@@ -134,17 +134,18 @@ def _train(
 def finals_table(finals: Finals, varying: Collection[tuple[str, str]]) -> Table:
     """The finalists, one a row, best first: the winner marked with >, those tied with it with =."""
     table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
-    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("  #", justify="right", no_wrap=True)
     table.add_column(f"finals on {finals.seeds} fresh seeds", overflow="fold")
     for name in ("params", "state", "search", "fresh", "+- 95%", "harder"):
         table.add_column(name, justify="right", no_wrap=True)
+    digits = max(len(str(finalist.record.index)) for finalist in finals.ranked)
     for finalist in finals.ranked:
         record, (score, half) = finalist.record, finalist.score
-        tied, won = finalist in finals.group, finalist is finals.winner
-        mark = ">" if won else "=" if tied and len(finals.group) > 1 else ""
+        won = finalist is finals.winner
+        mark = ">" if won else "=" if finalist in finals.group else " "
         harder = finalist.harder
         table.add_row(
-            f"{mark} {record.index}".strip(),
+            f"{mark} {record.index:{digits}}",
             Text(record.genome.text(varying)),
             count(record.attrs["params"]),
             size(record.attrs["state_bytes"]),
@@ -157,26 +158,23 @@ def finals_table(finals: Finals, varying: Collection[tuple[str, str]]) -> Table:
     return table
 
 
-def finals_lines(study: Study, varying: Collection[tuple[str, str]]) -> list[RenderableType]:
+def finals_lines(study: Study, experiment: Experiment) -> list[RenderableType]:
     """What came of the finals of a study; nothing where there were none."""
     finals = study.finals()
     if finals is None:
-        if study.fresh:
-            return [
-                Text(),
-                Text("the finals are not over; the same `archsearch run` goes on with them"),
-            ]
-        return []
-    failed = [line for finalist in finals.ranked for line in _failures(finalist)]
+        words = "the finals are not over; the same `archsearch run` goes on with them"
+        return [Text(), Text(words)] if study.fresh else []
+    legend = "> winner, = not told apart from it; harder: the same weights on longer rows"
     return [
         Text(),
-        finals_table(finals, varying),
-        *failed,
-        Text(verdict(finals)),
+        finals_table(finals, experiment.space.varying),
+        *[line for finalist in finals.ranked for line in _failures(finalist)],
+        Text(legend, style="dim"),
+        Text(verdict(finals, [goal.name for goal in experiment.goals])),
     ]
 
 
-def verdict(finals: Finals) -> str:
+def verdict(finals: Finals, goals: Sequence[str]) -> str:
     """What the finals say, in one sentence."""
     number, winner = len(finals.ranked), f"#{finals.winner.record.index}"
     if number == 1:
@@ -184,10 +182,10 @@ def verdict(finals: Finals) -> str:
     if len(finals.group) == 1:
         return f"{winner} is clearly the best of {number} finalists"
     names = [f"#{i}" for i in sorted(finalist.record.index for finalist in finals.group)]
-    several = len(finals.winner.values) > 1
+    wins = f"is the cheapest by {goals[1]}" if len(goals) > 1 else "has the best mean"
     return (
         f"{', '.join(names[:-1])} and {names[-1]} cannot be told apart on {finals.seeds} fresh "
-        f"seeds; {winner} {'is the cheapest' if several else 'has the best mean'}"
+        f"seeds; {winner} {wins}"
     )
 
 

@@ -154,7 +154,7 @@ def summary(study: Study, folder: Path) -> RenderableType:
     if "*" in best.genome.text():
         parts.append(Text("*A marks branches that share one set of weights", style="dim"))
     parts += [
-        *finals_lines(study, varying),
+        *finals_lines(study, experiment),
         Text(),
         Text.assemble(
             f"best  #{best.index} ", (best.genome.text(varying), "bold"), f"  ({best.genome.key})"

@@ -65,11 +65,14 @@ def check_report(experiment: Experiment, source: str, console: Console) -> None:
         torch.set_num_threads(1)  # as a worker trains
         middle = by_size[len(by_size) // 2][0]
         timed = [_seconds(experiment, g) for g in (by_size[0][0], middle, by_size[-1][0])]
-        trials = min(experiment.search.trials, len(listed) if listed is not None else 10**9)
+        search = experiment.search
+        trials = min(search.trials, len(listed) if listed is not None else 10**9)
+        finalists = min(search.finalists, trials)
         mean = sum(timed) / 3
+        whole = mean * (trials + finalists * search.final_seeds / experiment.recipe.seeds)
         console.print(
-            f"time: {span(min(timed))} to {span(max(timed))} a trial at most, {trials} trials; "
-            f"about {span(mean * trials)} on one core as busy as now"
+            f"time: {span(min(timed))} to {span(max(timed))} a trial at most, {trials} trials and "
+            f"{finalists} finalists; about {span(whole)} on one core as busy as now"
         )
         console.print(f"next: archsearch run {source}", markup=False, soft_wrap=True)
     else:
