@@ -238,7 +238,8 @@ def export(
     console.print(f"wrote {target}: {record.genome.text()}", markup=False, soft_wrap=True)
     if not (weights / "tasks.json").is_file():
         console.print(
-            "without weights: a run keeps those of its front, on the machine that trained them"
+            "without weights: a run keeps those of its front and finalists, on the machine that "
+            "trained them"
         )
     else:
         console.print(

@@ -182,7 +182,12 @@ def verdict(finals: Finals, goals: Sequence[str]) -> str:
     if len(finals.group) == 1:
         return f"{winner} is clearly the best of {number} finalists"
     names = [f"#{i}" for i in sorted(finalist.record.index for finalist in finals.group)]
-    wins = f"is the cheapest by {goals[1]}" if len(goals) > 1 else "has the best mean"
+    if finals.winner is min(finals.group, key=lambda finalist: finalist.values[1:]):
+        wins = f"is the cheapest by {goals[1]}" if len(goals) > 1 else "has the best mean"
+    elif finals.winner is finals.ranked[0]:
+        wins = "has the best mean"
+    else:
+        wins = f"is the cheapest within two standard errors of #{finals.ranked[0].record.index}"
     return (
         f"{', '.join(names[:-1])} and {names[-1]} cannot be told apart on {finals.seeds} fresh "
         f"seeds; {winner} {wins}"

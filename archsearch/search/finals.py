@@ -105,7 +105,7 @@ class Finals:
     """Best first by the first objective."""
     group: tuple[Finalist, ...]
     winner: Finalist
-    """Of the group, the cheapest by the other objectives; the first where there are none."""
+    """Of the group, the cheapest by the other objectives among those near the first."""
     seeds: int
 
 
@@ -113,6 +113,10 @@ def judge(
     records: Sequence[Record], known: Known, seeds: int, goals: Sequence[Goal], context: int
 ) -> Finals | None:
     """The outcome of the finals of some trials; None while a training is missing.
+
+    The winner is no further behind the first than two standard errors of the first's own mean, as
+    in the rule of Breiman et al. (1984) for pruning. Its own spread is no help to a candidate: one
+    of which little is known is tied with everything.
 
     Args:
         records: The finalists.
@@ -139,5 +143,9 @@ def judge(
         finalists.append(Finalist(record, fresh, valued(record, score, loss), firsts))
     ranked = sorted(finalists, key=lambda f: (f.values, f.record.index))
     group = [f for f in ranked if f is ranked[0] or not f.behind(ranked[0])]
-    winner = min(group, key=lambda f: (f.values[1:], f.values[0], f.record.index))
+    first, spread = ranked[0], 0.0
+    if all(map(math.isfinite, first.firsts)):
+        spread = 2 * statistics.stdev(first.firsts) / seeds**0.5
+    near = [f for f in group if f is first or f.values[0] - first.values[0] <= spread]
+    winner = min(near, key=lambda f: (f.values[1:], f.values[0], f.record.index))
     return Finals(tuple(ranked), tuple(group), winner, seeds)

@@ -19,6 +19,8 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from archsearch.errors import RunError
 from archsearch.search.finals import Fresh, Known, from_plain, merged, to_plain
 from archsearch.seeds import seed
@@ -147,8 +149,9 @@ def _training(
     if folder and not (folder / "tasks.json").is_file():
         try:
             save_weights(folder, result, experiment.tasks)
-        except OSError as error:
-            raise RunError(f"{folder} cannot be written: {error.strerror}") from None
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(f"{folder} cannot be written: {reason}") from None
     return Fresh(result.score, result.loss, _harder(experiment, result, stream)), result.seconds
 
 
