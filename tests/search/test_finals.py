@@ -210,6 +210,9 @@ def test_finals_are_the_same_with_any_number_of_processes_and_after_an_interrupt
     train(experiment, genomes, 2, 2, parts, lambda genome, k, *_: told.append((genome.key, k)))
     assert len(told) == 4
     assert parts == whole
+    once = {genomes[0].key: {0: Fresh(2.0, 0.0, None)}}
+    train(experiment, genomes[:1], 1, 1, once)
+    assert once == {genomes[0].key: {0: Fresh(2.0, 0.0, None)}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +258,8 @@ def test_memory_of_fresh_trainings_is_for_the_same_tasks_recipe_and_seed(tmp_pat
     assert recall(tmp_path, study) == study.fresh != {}
 
 
+PATIENCE = 150
+"""Seconds that a process may take to begin or to end on a busy machine."""
 LONG = """\
 import sys
 from archsearch.search.fresh import train
@@ -278,15 +283,19 @@ def test_no_training_outlives_the_process_that_asked_for_it(tmp_path, number):
     parent = subprocess.Popen(
         [sys.executable, str(script)], start_new_session=True, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.time() + 60
-    while len(started := children(parent.pid)) < 2 and time.time() < deadline:
-        time.sleep(0.1)  # a training, and the tracker of multiprocessing
+    started = children(parent.pid)
+    deadline = time.time() + PATIENCE
+    while len(started) < 2 and time.time() < deadline:  # a training, and multiprocessing's tracker
+        time.sleep(0.1)
+        started = children(parent.pid)
+    assert len(started) == 2
     time.sleep(1)
     if number == signal.SIGINT:
         os.killpg(parent.pid, number)
     else:
         parent.kill()
-    said = parent.communicate(timeout=60)[1]
+    said = parent.communicate(timeout=PATIENCE)[1]
+    deadline = time.time() + PATIENCE
     while any(map(alive, started)) and time.time() < deadline:
         time.sleep(0.1)
     assert not any(map(alive, started))
