@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,12 @@ SetOpt = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override one value, e.g. --set recipe.steps=100. Repeatable."),
 ]
+
+
+class Control(Enum):
+    """What a search may be compared with."""
+
+    random = "random"
 
 
 def main() -> None:
@@ -71,6 +78,10 @@ def run(
             envvar="ARCHSEARCH_STORAGE", help="Optuna storage URL instead of a journal file."
         ),
     ] = "",
+    control: Annotated[
+        Control | None,
+        typer.Option(help="Search at random too, with the same budget, and compare the winners."),
+    ] = None,
     override: SetOpt = None,
 ) -> None:
     """Search a space. The same command continues a run that was stopped.
@@ -93,7 +104,8 @@ def run(
     from archsearch.report.session import search
     from archsearch.search.run import Run
 
-    search(experiment, Run(folder / experiment.space.name, storage), workers or _cores(), console)
+    place = Run(folder / experiment.space.name, storage)
+    search(experiment, place, workers or _cores(), console, control=control is not None)
 
 
 @app.command(hidden=True)
@@ -226,7 +238,8 @@ def export(
     console.print(f"wrote {target}: {record.genome.text()}", markup=False, soft_wrap=True)
     if not (weights / "tasks.json").is_file():
         console.print(
-            "without weights: a run keeps those of its front, on the machine that trained them"
+            "without weights: a run keeps those of its front and finalists, on the machine that "
+            "trained them"
         )
     else:
         console.print(

@@ -185,6 +185,10 @@ class SearchSection(Section):
     prune: Literal["dominated", "none"] = "dominated"
     """dominated: end a trial that most earlier ones beat at the same step and the same cost; with
     rungs, they decide alone."""
+    finalists: Annotated[int, number(0, 100, whole=True)] = 5
+    """Best candidates that are trained anew on fresh seeds before one is named the best."""
+    final_seeds: Annotated[int, number(2, 10, whole=True)] = 3
+    """Fresh seeds of each finalist."""
     start_from: list[str] = Field(default_factory=list)
     """Genomes to try first: names of shipped spaces or paths of genome files."""
 

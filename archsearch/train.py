@@ -28,7 +28,11 @@ EVAL_BATCH = 128
 
 
 class Task(Protocol):
-    """What a task must offer; see `mad_tasks` for examples."""
+    """What a task must offer; see `mad_tasks` for examples.
+
+    It may have `harder()` too: a task with the same vocabulary and readout that asks for more, or
+    None.
+    """
 
     name: str
     vocab: int

@@ -1,7 +1,8 @@
 """The six tasks of MAD as vectorised generators. Poli et al. 2024, arXiv 2403.17844.
 
-A task is a frozen dataclass; `sample` draws rows from an explicit `torch.Generator`. Importing
-this package imports neither torch nor numpy.
+A task is a frozen dataclass; `sample` draws rows from an explicit `torch.Generator`. `harder` makes
+the same task at a held-out difficulty: longer rows of the same ids, with the same readout.
+Importing this package imports neither torch nor numpy.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ class Compression:
     def length(self) -> int:
         """Tokens T in the rows that `sample` returns."""
         return self.seq_len
+
+    def harder(self) -> Compression:
+        """Twice as many tokens in one code of the same width."""
+        return replace(self, seq_len=2 * self.seq_len)
 
     def sample(self, n: int, rng: Generator, *, train: bool = False) -> tuple[Tensor, Tensor]:
         """Draw n rows.

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ._common import IGNORE
@@ -90,6 +90,10 @@ class FuzzyInContextRecall:
     def length(self) -> int:
         """Tokens T in the rows that `sample` returns."""
         return self.seq_len
+
+    def harder(self) -> FuzzyInContextRecall:
+        """The same ids in rows twice as long: a model of this task reads them as they are."""
+        return replace(self, seq_len=2 * self.seq_len)
 
     def sample(self, n: int, rng: Generator, *, train: bool = False) -> tuple[Tensor, Tensor]:
         """Draw n rows.

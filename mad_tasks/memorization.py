@@ -70,6 +70,9 @@ class Memorization:
         """Tokens T in the rows that `sample` returns."""
         return self.seq_len
 
+    def harder(self) -> None:
+        """None: longer rows ask nothing more, and a larger map needs other ids."""
+
     def sample(self, n: int, rng: Generator, *, train: bool = False) -> tuple[Tensor, Tensor]:
         """Draw n rows.
 

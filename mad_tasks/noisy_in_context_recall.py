@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ class NoisyInContextRecall:
     def length(self) -> int:
         """Tokens T in the rows that `sample` returns."""
         return self.seq_len - 1
+
+    def harder(self) -> NoisyInContextRecall:
+        """The same ids in rows twice as long: a model of this task reads them as they are."""
+        return replace(self, seq_len=2 * self.seq_len)
 
     def sample(self, n: int, rng: Generator, *, train: bool = False) -> tuple[Tensor, Tensor]:
         """Draw n rows.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ._common import IGNORE
@@ -83,6 +83,10 @@ class SelectiveCopying:
     def length(self) -> int:
         """Tokens T in the rows that `sample` returns."""
         return self.seq_len
+
+    def harder(self) -> SelectiveCopying:
+        """Twice as many tokens to copy, in rows twice as long."""
+        return replace(self, seq_len=2 * self.seq_len, copy=2 * self.copy)
 
     def sample(self, n: int, rng: Generator, *, train: bool = False) -> tuple[Tensor, Tensor]:
         """Draw n rows.

@@ -21,7 +21,7 @@ model:
 objectives: [{maximize: score}, {minimize: state_bytes}]
 tasks: {use: [mad/in-context-recall: {vocab: 8, seq_len: 16}]}
 recipe: {steps: 8, evals: 4, batch: 8, eval_rows: 16}
-search: {trials: 6}
+search: {trials: 6, finalists: 3, final_seeds: 2}
 """
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress
 
-from archsearch.errors import RunError
 from archsearch.search import ablation, effects
+from archsearch.search.fresh import missing, recall, remember, train, write
 from archsearch.words import count
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 MOST = 8
 """Rows of choices and of motifs."""
-MEMORY = "explain.json"
 
 
 def explain(
@@ -40,33 +38,21 @@ def explain(
     ranked = sorted(study.records().values(), key=lambda r: (-r.score, r.index))
     edited = ablation.edits(record.genome, [r.genome for r in ranked if r.values])
     genomes = [record.genome, *(edit.genome for edit in edited)]
-    experiment = study.experiment()
-    memory = folder / MEMORY
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
-    made = f"{experiment.identity} seeds: {seeds}"
-    scores = {k: tuple(v) for k, v in known.get("scores", {}).items()}
-    if known.get("made") != made:
-        scores = {}
-
-    def keep(name: str, text: str) -> None:
-        try:
-            scratch = folder / f".{name}"
-            scratch.write_text(text)
-            scratch.replace(folder / name)
-        except OSError as error:
-            raise RunError(f"{folder} cannot be written: {error.strerror}") from None
-
+    experiment, known = study.experiment(), recall(folder, study)
+    wanted = missing(genomes, seeds, known)
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("training the edits", total=len(genomes), completed=len(scores))
+        total = seeds * len(genomes)
+        task = progress.add_task("training the edits", total=total, completed=total - len(wanted))
 
-        def on_scored() -> None:
-            keep(MEMORY, json.dumps({"made": made, "scores": scores}))
+        def on_trained(*told: object) -> None:
+            remember(folder, experiment, known)
             progress.advance(task)
 
-        ablation.score(experiment, genomes, seeds, workers, scores, on_scored)
+        train(experiment, genomes, seeds, workers, known, on_trained)
+    scores = {g.key: [known[g.key][k].score for k in range(seeds)] for g in genomes}
     changes = ablation.changes(record.genome, edited, scores, experiment.context)
     page = "\n".join(_page(study, record, scores[record.genome.key], changes))
-    keep("explain.md", page)
+    write(folder / "explain.md", page)
     console.print(page, markup=False, soft_wrap=True)
     console.print(f"written to {folder / 'explain.md'}", markup=False, soft_wrap=True)
 

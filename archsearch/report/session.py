@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -9,9 +10,12 @@ from rich.text import Text
 
 from archsearch.errors import RunError
 from archsearch.export import export
+from archsearch.report.finals import compare, control_lines, finals_lines, hold_finals
 from archsearch.report.live import Screen, View
 from archsearch.report.tables import trial_table
+from archsearch.search.fresh import recall
 from archsearch.search.run import Coordinator, Run, feasible, prepare
+from archsearch.search.storage import in_words
 from archsearch.words import span
 
 if TYPE_CHECKING:
@@ -27,39 +31,43 @@ if TYPE_CHECKING:
 MOST_ROWS = 30
 
 
-def search(experiment: Experiment, run: Run, workers: int, console: Console) -> None:
-    """Search a space and show it, to the table and the exported model at the end."""
+def search(
+    experiment: Experiment, run: Run, workers: int, console: Console, *, control: bool = False
+) -> None:
+    """Search a space and show it, to the table and the exported model at the end.
+
+    Args:
+        experiment: What is searched.
+        run: Where.
+        workers: Processes.
+        console: Where it is shown.
+        control: Whether to search at random too, with the same budget, and compare the winners.
+
+    Raises:
+        SpaceError: if no member of the space may be trained.
+        RunError: if the run cannot go on, or no trial ended well.
+    """
     feasible(experiment)
     run.prepare(experiment.text)
     with run.claimed():
         study, proposals = prepare(experiment, run, workers)
-        goals = tuple(goal.name for goal in experiment.goals)
-        view = View(study.name, proposals.schedule, goals, experiment.space.varying, workers)
-        tasks = ", ".join(task.name for task in experiment.tasks)
-        console.print(f"searching {study.name}: {proposals.why}", markup=False, soft_wrap=True)
-        for line in _beside(experiment, proposals):
-            console.print(line, markup=False, soft_wrap=True)
-        console.print(
-            f"tasks: {tasks}; {workers} worker{'s'[: workers > 1]}", markup=False, soft_wrap=True
-        )
         try:
-            with Screen(console, view, study) as screen:
-                coordinator = Coordinator(run, experiment, study, proposals, workers)
-                coordinator.go(screen.event)
+            _trials(experiment, run, study, proposals, workers, console)
+            with in_words(run.place):
+                known = recall(run.folder, study)
+                hold_finals(study, experiment, run.folder, workers, console, known)
+            best = study.best()
+            if best is not None:
+                weights = run.folder / "weights" / best.genome.key
+                export(best.genome, weights, run.folder / "best", force=True)
+            if best is not None and control:
+                _control(experiment, run, study, proposals, workers, console)
         except KeyboardInterrupt:
             done = len(study.records())
             console.print(
                 f"\nstopped; {done} finished trials are safe. The same command continues."
             )
             raise SystemExit(130) from None
-        if coordinator.exhausted:
-            console.print(f"ended early: {coordinator.exhausted}", markup=False, soft_wrap=True)
-        elif coordinator.finished < proposals.total:
-            console.print("the time of search.time is over; the same command continues")
-        best = study.best()
-        if best is not None:
-            weights = run.folder / "weights" / best.genome.key
-            export(best.genome, weights, run.folder / "best", force=True)
         console.print(summary(study, run.folder))
         if best is None:
             raise RunError(f"{study.name}: no trial ended well")
@@ -77,6 +85,63 @@ def _beside(experiment: Experiment, proposals: Proposals) -> Iterator[str]:
         yield (
             f"for comparison, as it is not in the space: {genome.text()} (d_model {genome.d_model})"
         )
+
+
+def _trials(
+    experiment: Experiment,
+    run: Run,
+    study: Study,
+    proposals: Proposals,
+    workers: int,
+    console: Console,
+) -> None:
+    """Run the trials of a study and show them."""
+    goals = tuple(goal.name for goal in experiment.goals)
+    view = View(study.name, proposals.schedule, goals, experiment.space.varying, workers)
+    tasks = ", ".join(task.name for task in experiment.tasks)
+    console.print(f"searching {study.name}: {proposals.why}", markup=False, soft_wrap=True)
+    for line in _beside(experiment, proposals):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(
+        f"tasks: {tasks}; {workers} worker{'s'[: workers > 1]}", markup=False, soft_wrap=True
+    )
+    with Screen(console, view, study) as screen:
+        coordinator = Coordinator(run, experiment, study, proposals, workers)
+        coordinator.go(screen.event)
+    if coordinator.exhausted:
+        console.print(f"ended early: {coordinator.exhausted}", markup=False, soft_wrap=True)
+    elif coordinator.finished < proposals.total:
+        console.print("the time of search.time is over; the same command continues")
+
+
+def _control(
+    experiment: Experiment,
+    run: Run,
+    study: Study,
+    proposals: Proposals,
+    workers: int,
+    console: Console,
+) -> None:
+    """Search at random with as many trials in RUN/control, then compare the winners."""
+    if proposals.by_chance:
+        why = f"the search itself was random: {proposals.why}"
+        console.print(f"no control: {why}", markup=False, soft_wrap=True)
+        return
+    trials = len(study.latest())
+    search = {"strategy": "random", "trials": trials, "time": None}
+    chance = dataclasses.replace(
+        experiment,
+        search=experiment.search.model_copy(update=search),
+        overrides=(*experiment.overrides, "search.strategy=random", f"search.trials={trials}"),
+    )
+    console.print(f"control: random search with the same {trials} trials")
+    apart = Run(run.folder / "control")
+    other, made = prepare(chance, apart, workers)
+    _trials(chance, apart, other, made, workers, console)
+    with in_words(run.place):
+        known = recall(apart.folder, other) | recall(run.folder, study)
+        hold_finals(other, chance, apart.folder, workers, console, known)
+        compare(study, other, experiment, run.folder, workers, console, known)
 
 
 def summary(study: Study, folder: Path) -> RenderableType:
@@ -111,11 +176,13 @@ def summary(study: Study, folder: Path) -> RenderableType:
     if "*" in best.genome.text():
         parts.append(Text("*A marks branches that share one set of weights", style="dim"))
     parts += [
+        *finals_lines(study, experiment),
         Text(),
         Text.assemble(
             f"best  #{best.index} ", (best.genome.text(varying), "bold"), f"  ({best.genome.key})"
         ),
         Text(f"      {per_task}"),
+        *control_lines(study),
     ]
     if (folder / "best" / "model.yaml").is_file():
         parts.append(Text(f"model {folder / 'best' / 'model.yaml'}"))

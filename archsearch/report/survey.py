@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,10 +107,21 @@ def _needs(
     if warning:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     if timed := [_seconds(experiment, genome) for genome in fitting]:
+        search, recipe = experiment.search, experiment.recipe
+        finalists = min(search.finalists, trials)
+        whole = trials * _share_trained(experiment)
+        whole += finalists * search.final_seeds / recipe.seeds
         console.print(
-            f"time: {span(min(timed))} to {span(max(timed))} a trial at most, {trials} trials; "
-            f"about {span(sum(timed) / len(timed) * trials)} on one core as busy as now"
+            f"time: {span(min(timed))} to {span(max(timed))} a trial at most, {trials} trials and "
+            f"{finalists} finalists; about {span(sum(timed) / len(timed) * whole)} on one core as "
+            "busy as now"
         )
+
+
+def _share_trained(experiment: Experiment) -> float:
+    """The share of all steps that trials do on the mean, where some of them wait at rungs."""
+    keep, stops = experiment.search.keep, [0, *experiment.search.rungs, experiment.recipe.steps]
+    return sum(keep**i * (b - a) for i, (a, b) in enumerate(pairwise(stops))) / stops[-1]
 
 
 def _seconds(experiment: Experiment, genome: Genome) -> float:

@@ -6,28 +6,18 @@ not used. Starts and rows depend on the seed alone, so the differences are paire
 
 from __future__ import annotations
 
-import signal
-import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from archsearch.catalogue import block_info
 from archsearch.errors import SpaceError
 from archsearch.genome import Gene, Genome
 from archsearch.rules import cached_cost
-from archsearch.seeds import seed
-from archsearch.trial import run_trial
+from archsearch.search.finals import interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-
-    from archsearch.space_yaml import Experiment
-
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""Student's t at 97.5 % for 1, 2, ... degrees of freedom."""
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +102,7 @@ class Change:
 def changes(
     genome: Genome,
     edited: Sequence[Edit],
-    scores: MutableMapping[str, tuple[float, ...]],
+    scores: Mapping[str, Sequence[float]],
     context: int,
 ) -> list[Change]:
     """The changes of the score, most harmful first, from the scores of each genome by key."""
@@ -120,58 +110,7 @@ def changes(
     found = []
     for edit in edited:
         pairs = zip(scores[edit.genome.key], usual, strict=True)
-        differences = [one - other for one, other in pairs]
-        n = len(differences)
-        spread = STUDENT[n - 2] * statistics.stdev(differences) / n**0.5
+        mean, spread = interval([one - other for one, other in pairs])
         more = cached_cost(edit.genome, context).params - cached_cost(genome, context).params
-        found.append(Change(edit, more, statistics.mean(differences), spread))
+        found.append(Change(edit, more, mean, spread))
     return sorted(found, key=lambda change: change.mean)
-
-
-def score(
-    experiment: Experiment,
-    genomes: Sequence[Genome],
-    seeds: int,
-    workers: int,
-    scores: MutableMapping[str, tuple[float, ...]],
-    on_scored: Callable[[], None] = lambda: None,
-) -> None:
-    """Train genomes on fresh seeds, side by side.
-
-    Args:
-        experiment: Tasks and recipe.
-        genomes: What to train; those that `scores` has already are left alone.
-        seeds: Fresh seeds of each.
-        workers: Processes.
-        scores: Receives by key the accuracy of each seed, the mean over tasks; 0 for a training
-            that failed.
-        on_scored: Called after each genome.
-    """
-    waiting = [genome for genome in genomes if genome.key not in scores]
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet)
-    try:
-        asked = {pool.submit(_scores, experiment, genome, seeds): genome for genome in waiting}
-        for answer in as_completed(asked):
-            scores[asked[answer].key] = answer.result()
-            on_scored()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _scores(experiment: Experiment, genome: Genome, seeds: int) -> tuple[float, ...]:
-    recipe = experiment.recipe.model_copy(update={"seeds": seeds})
-    fresh = seed(experiment.search.seed, "fresh")
-    result = run_trial(genome, experiment.tasks, recipe, fresh)
-    if result.status != "ok":
-        return (0.0,) * seeds
-    return tuple(
-        statistics.mean(run.accuracy for run in result.runs if run.seed == k) for k in range(seeds)
-    )
-
-
-def _quiet() -> None:
-    """One thread a process; Ctrl-C is for the process that started it."""
-    import torch
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

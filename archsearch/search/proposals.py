@@ -104,6 +104,11 @@ class Proposals:
         return f"{name}{after} ({chosen}: {self.genomes} trials in {size})"
 
     @property
+    def by_chance(self) -> bool:
+        """Whether every proposal is a random draw."""
+        return self.strategy == "random" or self.genomes <= self.first
+
+    @property
     def first(self) -> int:
         """Trials before the strategy has what it needs."""
         needs = {

@@ -7,6 +7,7 @@ import json
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from archsearch.errors import RunError
 from archsearch.genome import Genome
+from archsearch.search.finals import Finals, Known, from_plain, judge, merged, to_plain
 from archsearch.search.rungs import Place
 from archsearch.space_yaml import Experiment, parse
 
@@ -221,11 +223,14 @@ class Study:
         return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
     def best(self, records: Iterable[Record] | None = None) -> Record | None:
-        """The winner: of the front members that the best one does not clearly beat, the cheapest.
+        """The winner: that of the finals, where they are over; else as the search scored.
 
-        Clearly is by more than the two standard errors of the difference when the first objective
-        is the score; otherwise it is by anything at all.
+        Then it is the cheapest of the front members that the best one does not clearly beat, which
+        is by more than the two standard errors of the difference when the first objective is the
+        score; otherwise it is by anything at all.
         """
+        if records is None and (finals := self.finals()):
+            return finals.winner.record
         front = self.front(records)
         if not front:
             return None
@@ -237,6 +242,38 @@ class Study:
             return abs(top.values[0] - other.values[0]) <= spread
 
         return min(filter(tied, front), key=lambda r: (self._signed(r.values)[1:], r.index))
+
+    def finalists(self, count: int) -> list[Record]:
+        """The trials to run on fresh seeds: the best of the front and of the others by turns."""
+        done = [r for r in self.records().values() if r.values and r.status == "ok"]
+        front = self.front(done)
+        places = {record.index for record in front}
+        others = [r for r in done if r.index not in places]
+        others.sort(key=lambda r: (self._signed(r.values)[0], r.index))
+        turns = [r for pair in zip_longest(front, others) for r in pair if r]
+        return turns[:count]
+
+    @property
+    def fresh(self) -> Known:
+        """The trainings on fresh seeds that this study keeps."""
+        return from_plain(self.optuna.user_attrs.get("finals", {}).get("fresh", {}))
+
+    def keep_finals(self, count: int, seeds: int, known: Known) -> None:
+        """Keep the fresh trainings of `count` finalists on `seeds` seeds; one process writes."""
+        finalists = {record.genome.key for record in self.finalists(count)}
+        fresh = merged(self.fresh, {key: of for key, of in known.items() if key in finalists})
+        now = {"count": count, "seeds": seeds, "fresh": to_plain(fresh)}
+        if now != self.optuna.user_attrs.get("finals"):
+            self.optuna.set_user_attr("finals", now)
+
+    def finals(self) -> Finals | None:
+        """The outcome of the finals; None unless they were held among the present finalists."""
+        held = self.optuna.user_attrs.get("finals")
+        if held is None:
+            return None
+        experiment, finalists = self.experiment(), self.finalists(held["count"])
+        goals, context = experiment.goals, experiment.context
+        return judge(finalists, self.fresh, held["seeds"], goals, context)
 
     def _signed(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """Values turned so that smaller is better."""

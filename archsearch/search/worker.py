@@ -304,8 +304,8 @@ class Worker:
             self.study.optuna.tell(trial, state=state, skip_if_finished=True)
 
     def _sweep(self) -> None:
-        """Keep the weights of the front and the checkpoints of those that may go on."""
-        front = {record.genome.key for record in self.study.front()}
+        """Keep the weights of front and finalists, the checkpoints of those that may go on."""
+        front = {record.genome.key for record in self.study.front()} | {*self.study.fresh}
         stuck = self.proposals.schedule.stuck(self.study.records())
         for record in self.study.latest():
             key = record.genome.key

@@ -15,10 +15,10 @@ def test_explain_prints_its_page_keeps_it_and_trains_nothing_twice(finished, tmp
     for title in ("# Why ", "## One edit away", "## Where it comes from"):
         assert title in page
     assert re.search(r"^\| \d+: \w+ removed +\| +-", page, re.MULTILINE)
-    before = (tmp_path / "runs/tiny/explain.json").stat().st_mtime_ns
+    before = (tmp_path / "runs/tiny/fresh.json").stat().st_mtime_ns
     again = archsearch("explain", "runs/tiny", "--seeds", "2", cwd=tmp_path)
     assert page in again.stdout
-    assert (tmp_path / "runs/tiny/explain.json").stat().st_mtime_ns == before
+    assert (tmp_path / "runs/tiny/fresh.json").stat().st_mtime_ns == before
 
 
 def test_explain_says_what_may_be_asked_for(finished):

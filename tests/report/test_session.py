@@ -34,7 +34,7 @@ def test_without_a_terminal_every_trial_is_one_line(finished):
 def test_the_same_command_again_trains_nothing(finished):
     again = archsearch("run", "tiny.yaml", "--workers", "1", cwd=finished)
     assert again.returncode == 0
-    assert not re.search(r"^\[\d+/6\]", again.stdout, re.MULTILINE)
+    assert not re.search(r"^\[(finals )?\d+/6\]", again.stdout, re.MULTILINE)
     assert "next: archsearch dashboard" in again.stdout
 
 

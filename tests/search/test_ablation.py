@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from archsearch.genome import Gene, Genome
 from archsearch.rules import cached_cost
 from archsearch.search import effects
-from archsearch.search.ablation import Edit, changes, edits, score
-from archsearch.space_yaml import load
+from archsearch.search.ablation import Edit, changes, edits
 from tests.search.helpers import LARGE, searched
 from tests.strategies import genomes
 
@@ -63,19 +62,6 @@ def test_a_steady_loss_is_found_and_noise_around_zero_is_not(usual, loss):
     assert found.mean == pytest.approx(-loss)
     (found,) = changes(genome, [Edit("removed", edited)], scores | {edited.key: tuple(tied)}, 64)
     assert found.verdict == "not distinguishable"
-
-
-def test_genomes_meet_the_same_rows_and_what_is_known_is_not_trained_again():
-    tiny = ("recipe.steps=3", "recipe.evals=1", "recipe.eval_rows=8", "recipe.batch=2")
-    experiment = load("quickstart", tiny)
-    one, other = Genome(16, (MAMBA,)), Genome(16, (SWIGLU,))
-    first: dict[str, tuple[float, ...]] = {}
-    score(experiment, [one, other], 2, 1, first)
-    told = []
-    again: dict[str, tuple[float, ...]] = {other.key: (2.0, 2.0)}
-    score(experiment, [other, one], 2, 1, again, lambda: told.append(1))
-    assert again == {other.key: (2.0, 2.0), one.key: first[one.key]}
-    assert len(told) == 1
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,9 @@ from archsearch.search.proposals import Proposals
 from archsearch.space_yaml import parse
 from tests.search.helpers import LARGE, LISTED, alive, opened, outcome, searched, workers_on
 
-SLOW = LISTED.replace("steps: 4, evals: 2", "steps: 60, evals: 4")
+SLOW = LISTED.replace("steps: 4, evals: 2", "steps: 60, evals: 4").replace(
+    "trials: 12", "trials: 12, finalists: 0"
+)
 """Trials of a fifth of a second: a random moment is likely to be in the middle of one."""
 PATIENCE = 20
 """Seconds that a worker has to notice that it is alone."""
@@ -118,7 +120,7 @@ def running(folder, workers, until):
         run.communicate()
 
 
-TPE = LARGE.replace("trials: 22", "trials: 24, strategy: tpe, seed: 3")
+TPE = LARGE.replace("trials: 22", "trials: 24, strategy: tpe, seed: 3, finalists: 0")
 
 
 @pytest.mark.parametrize("text", [SLOW, TPE], ids=["listed", "tpe"])

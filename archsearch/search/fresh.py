@@ -1,0 +1,219 @@
+"""Trainings on fresh seeds, side by side in processes of their own, and the memory of them.
+
+The stream of seed k depends on the seed of the study and on k alone, so every genome meets the same
+rows, and who asks for a training changes nothing in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import statistics
+import threading
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from archsearch.errors import RunError
+from archsearch.search.finals import Fresh, Known, from_plain, merged, to_plain
+from archsearch.seeds import seed
+from archsearch.train import evaluate, generator
+from archsearch.trial import WORST_LOSS, run_trial, task_label
+from archsearch.weights import save_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from archsearch.genome import Genome
+    from archsearch.model import Model
+    from archsearch.search.study import Study
+    from archsearch.space_yaml import Experiment
+    from archsearch.trial import TrialResult
+
+MEMORY = "fresh.json"
+ROWS = 128
+"""Rows evaluated at once on a task; fewer of longer ones."""
+
+
+def missing(genomes: Iterable[Genome], seeds: int, known: Known) -> list[tuple[Genome, int]]:
+    """The trainings that are not known yet: genome, and number of the seed."""
+    distinct = dict.fromkeys(genomes)
+    return [(g, k) for g in distinct for k in range(seeds) if k not in known.get(g.key, {})]
+
+
+def train(
+    experiment: Experiment,
+    genomes: Iterable[Genome],
+    seeds: int,
+    workers: int,
+    known: Known,
+    on_trained: Callable[[Genome, int, Fresh, float], None] = lambda *told: None,
+    weights: Path | None = None,
+) -> None:
+    """Train genomes on fresh seeds; what is known already is left alone.
+
+    Args:
+        experiment: Tasks and recipe.
+        genomes: What to train.
+        seeds: How many trainings of each.
+        workers: Processes.
+        known: Receives the trainings.
+        on_trained: Told genome, number of the seed, outcome and seconds after each training.
+        weights: Where the weights of seed 0 go, in a folder by key, unless there are some.
+
+    Raises:
+        RunError: if a process dies. KeyboardInterrupt passes through once all have ended.
+    """
+    wanted = missing(genomes, seeds, known)
+    if not wanted:
+        return
+    with _pool(min(workers, len(wanted))) as pool:
+        with _interrupts_later():
+            asked = {
+                pool.submit(_training, experiment, genome, k, weights): (genome, k)
+                for genome, k in wanted
+            }
+        for answer in as_completed(asked):
+            genome, k = asked[answer]
+            fresh, seconds = answer.result()
+            known.setdefault(genome.key, {})[k] = fresh
+            on_trained(genome, k, fresh, seconds)
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once when the body does not come to its end.
+
+    Raises:
+        RunError: if one of them dies.
+    """
+    before = set(active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    try:
+        yield pool
+    except BaseException as error:
+        for child in set(active_children()) - before:
+            child.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise RunError(
+                f"a training on a fresh seed died; is there enough memory for {workers}? Fewer "
+                "with --workers. What has ended is kept; the same command continues"
+            ) from None
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold Ctrl-C back; processes that are started meanwhile never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """One thread for sums, another that ends this process with the one that started it."""
+    import torch
+
+    torch.set_num_threads(1)
+    parent = parent_process()
+
+    def leave_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _training(
+    experiment: Experiment, genome: Genome, k: int, weights: Path | None
+) -> tuple[Fresh, float]:
+    """One training on every task, and the seconds that it took."""
+    stream = seed(experiment.search.seed, "fresh", k)
+    recipe = experiment.recipe.model_copy(update={"seeds": 1})
+    result = run_trial(genome, experiment.tasks, recipe, stream)
+    if result.status != "ok":
+        return Fresh(0.0, WORST_LOSS, None, result.why), result.seconds
+    folder = weights / genome.key if weights and k == 0 else None
+    if folder and not (folder / "tasks.json").is_file():
+        try:
+            save_weights(folder, result, experiment.tasks)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(f"{folder} cannot be written: {reason}") from None
+    return Fresh(result.score, result.loss, _harder(experiment, result, stream)), result.seconds
+
+
+def _harder(experiment: Experiment, result: TrialResult, stream: int) -> float | None:
+    """Mean accuracy of trained models on the harder tasks; None if one of them cannot be read."""
+    accuracies = []
+    for task, model in zip(experiment.tasks, result.models, strict=True):
+        harder = getattr(task, "harder", lambda: None)()
+        if harder is not None:
+            label = task_label(task, experiment.tasks)
+            rows = max(1, ROWS * task.length // harder.length)
+            rng = generator(stream, label, "harder")
+            accuracies.append(_accuracy(model, harder, experiment.recipe.eval_rows, rows, rng))
+    if not accuracies or any(map(math.isnan, accuracies)):
+        return None
+    return statistics.mean(accuracies)
+
+
+def _accuracy(model: Model, task: Any, rows: int, batch: int, rng: Any) -> float:
+    """Accuracy on fresh rows of a task; NaN for a model that cannot read them."""
+    held_out = task.sample(rows, rng)
+    try:
+        return evaluate(model, held_out, batch)[0]
+    except Exception:  # noqa: BLE001 - a block may have no place for rows of another length
+        return math.nan
+
+
+def recall(folder: Path, study: Study) -> Known:
+    """Every fresh training that is known of a study: in its run directory, and in its storage."""
+    try:
+        data = json.loads((folder / MEMORY).read_text())
+        known = from_plain(data["fresh"]) if data["made"] == _made(study.experiment()) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        known = {}
+    return merged(known, study.fresh)
+
+
+def remember(folder: Path, experiment: Experiment, known: Known) -> None:
+    """Keep fresh trainings in a run directory.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    text = json.dumps({"made": _made(experiment), "fresh": to_plain(known)})
+    write(folder / MEMORY, text)
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file whole, or leave it as it was.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    try:
+        scratch = file.with_name(f".{file.name}")
+        scratch.write_text(text)
+        scratch.replace(file)
+    except OSError as error:
+        raise RunError(f"{file.parent} cannot be written: {error.strerror}") from None
+
+
+def _made(experiment: Experiment) -> list[Any]:
+    """All that a fresh training depends on beside genome and seed."""
+    recipe = experiment.recipe.model_dump(mode="json", exclude={"seeds"})
+    return [[repr(task) for task in experiment.tasks], recipe, experiment.search.seed]
