@@ -243,7 +243,7 @@ def test_an_error_in_an_override_is_shown_in_the_override():
         "--set search.strategy:1:1: unknown strategy 'a list'",
         "    [tpe]",
         "    ^",
-        "  known: auto, evolution, graphgp, local, random, tpe",
+        "  known: auto, evolution, graphgp, local, nsga2, random, tpe",
     ]
 
 
