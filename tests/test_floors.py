@@ -127,6 +127,7 @@ OUTSIDE = {
     "numpy": 5,
     "optuna": 5,
     "optuna_dashboard": 5,
+    "scipy": 5,
     "sqlalchemy": 5,
     "plotly": 7,
     "rich": 7,

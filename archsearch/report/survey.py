@@ -64,7 +64,7 @@ def check_report(experiment: Experiment, source: str, console: Console) -> None:
     if experiment.tasks:
         torch.set_num_threads(1)  # as a worker trains
         middle = by_size[len(by_size) // 2][0]
-        timed = [_seconds(experiment, g) for g in (by_size[0][0], middle, by_size[-1][0])]
+        timed = [trial_seconds(experiment, g) for g in (by_size[0][0], middle, by_size[-1][0])]
         trials = min(experiment.search.trials, len(listed) if listed is not None else 10**9)
         mean = sum(timed) / 3
         console.print(
@@ -76,7 +76,7 @@ def check_report(experiment: Experiment, source: str, console: Console) -> None:
         console.print("no tasks are named, so it cannot be run; e.g. `tasks: {use: [mad/*]}`")
 
 
-def _seconds(experiment: Experiment, genome: Genome) -> float:
+def trial_seconds(experiment: Experiment, genome: Genome) -> float:
     """Seconds that a whole trial of `genome` would take, judged by a few steps of each task."""
     from archsearch.model import build
 
