@@ -1,4 +1,4 @@
-"""A table keeps what was trained, gives back what a search would have seen, and refuses the rest."""
+"""A table keeps what was trained and gives back what a search would have seen."""
 
 import gzip
 import json
@@ -160,7 +160,9 @@ def test_an_empty_file_is_a_table_to_fill(tmp_path, path):
     assert empty.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("line", [b"{", b'{"genome": 3}', b"[]", b"", b'{"genome": {"format": 99}}'])
+@pytest.mark.parametrize(
+    "line", [b"{", b'{"genome": 3}', b"[]", b"", b'{"genome": {"format": 99}}']
+)
 def test_damage_in_the_middle_is_named(path, line):
     lines = path.read_bytes().split(b"\n")
     lines[2] = line
