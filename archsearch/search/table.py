@@ -128,9 +128,10 @@ class Table:
 
     @classmethod
     def of(cls, experiment: Experiment, source: str, fallback: Path) -> Table:
-        """The table that ships with the space `source`, or else the one at `fallback`."""
-        shipped = None if Path(source).is_file() else shipped_tables().get(source)
-        return cls(experiment, shipped or fallback)
+        """The table beside a space, shipped or a file, if there is one; else that at `fallback`."""
+        file = Path(source)
+        beside = file.with_suffix(".jsonl.gz") if file.is_file() else shipped_tables().get(source)
+        return cls(experiment, beside if beside and beside.is_file() else fallback)
 
     @property
     def complete(self) -> bool:

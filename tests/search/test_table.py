@@ -213,6 +213,15 @@ def test_a_compressed_table_is_only_read(path, filled):
     assert "cannot be unpacked" in complaint(packed)
 
 
+def test_a_table_beside_its_space_is_found(path, tmp_path, filled):
+    space, elsewhere = tmp_path / "listed.yaml", tmp_path / "elsewhere.jsonl"
+    space.write_text(LISTED)
+    assert Table.of(EXPERIMENT, str(space), elsewhere).path == elsewhere
+    space.with_suffix(".jsonl.gz").write_bytes(gzip.compress(filled))
+    assert len(Table.of(EXPERIMENT, str(space), elsewhere).rows) == 3
+    assert Table.of(EXPERIMENT, "quickstart", elsewhere).path == elsewhere
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path, path):
     (tmp_path / "file").touch()
     table = Table(EXPERIMENT, tmp_path / "file" / "table.jsonl")
