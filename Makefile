@@ -47,6 +47,7 @@ bench: $(VENV)/installed-dev  ## measure what benchmarks/results/ holds
 	$(BIN)/python benchmarks/blocks.py --out benchmarks/results/blocks.json
 	$(BIN)/python benchmarks/samplers.py toy --seeds 10 --out benchmarks/results/samplers.json
 	$(BIN)/python benchmarks/samplers.py nb201 --trials 50 100 200 --out benchmarks/results/samplers.json
+	$(BIN)/python benchmarks/hybridbench.py measure --out benchmarks/results/hybridbench.json
 
 pictures: $(VENV)/installed-dev  ## draw the pictures of the README anew
 	$(BIN)/python docs/pictures.py

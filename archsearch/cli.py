@@ -174,6 +174,45 @@ def explain(
 
 
 @app.command()
+def compare_samplers(
+    space: SpaceArg,
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option(help="Strategies, e.g. evolution,graphgp; by default all. Repeatable."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Paired searches of each strategy.")] = 15,
+    trials: Annotated[int, typer.Option(help="Trials of each search.", min=1)] = 100,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Table of the members; by default the shipped one, or DIR/NAME."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for all curves, as JSON and as a picture.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="Where runs are kept.")] = Path("runs"),
+    override: SetOpt = None,
+) -> None:
+    """Compare search strategies on a space whose members are trained only once.
+
+    A table keeps what each member scored. That of hybridbench is shipped, complete; for another
+    space DIR/NAME/table.jsonl is filled as the searches go.
+    """
+    from archsearch.space_yaml import load
+
+    experiment = load(space, tuple(override or ()))
+    if not experiment.tasks:
+        raise SpaceError(f"{space} names no tasks; add e.g. `tasks: {{use: [mad/*]}}`")
+    from archsearch.report.compare import compare_samplers as compare
+    from archsearch.search.proposals import NAMES
+    from archsearch.search.table import Table
+
+    names = [name for given in strategies or NAMES for name in given.split(",") if name]
+    kept = folder / experiment.space.name / "table.jsonl"
+    known = Table(experiment, table) if table else Table.of(experiment, space, kept)
+    compare(space, known, names, seeds, trials, out, console)
+
+
+@app.command()
 def check(space: SpaceArg, override: SetOpt = None) -> None:
     """Check a space: its size, what its rules reject, and how long a search would take."""
     from archsearch.space_yaml import load

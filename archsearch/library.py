@@ -1,4 +1,4 @@
-"""Space files: by path, or by the name of one that an installed package brings."""
+"""Space files: by path, or by the name of one that an installed package brings; tables of them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,20 @@ MOST_BYTES = 1_000_000
 @cache
 def shipped() -> Mapping[str, Traversable]:
     """Every space of every installed package, by name: `quickstart`, `baselines/zamba2`."""
-    spaces: dict[str, Traversable] = {}
+    return _shipped(".yaml")
+
+
+@cache
+def shipped_tables() -> Mapping[str, Traversable]:
+    """The tables of shipped spaces that have one, by the name of the space."""
+    return _shipped(".jsonl.gz")
+
+
+def _shipped(suffix: str) -> Mapping[str, Traversable]:
+    named: dict[str, Traversable] = {}
     for point in found("spaces").values():
-        spaces |= _walk(files(point.value), "")
-    return dict(sorted(spaces.items()))
+        named |= _walk(files(point.value), "", suffix)
+    return dict(sorted(named.items()))
 
 
 @cache
@@ -38,14 +48,14 @@ def short_names() -> Mapping[str, str]:
     return {short if count[short] == 1 else name: name for name, short in last.items()}
 
 
-def _walk(folder: Traversable, prefix: str) -> dict[str, Traversable]:
-    spaces: dict[str, Traversable] = {}
+def _walk(folder: Traversable, prefix: str, suffix: str) -> dict[str, Traversable]:
+    named: dict[str, Traversable] = {}
     for item in folder.iterdir():
         if item.is_dir() and not item.name.startswith((".", "_")):
-            spaces |= _walk(item, f"{prefix}{item.name}/")
-        elif item.name.endswith(".yaml"):
-            spaces[prefix + item.name.removesuffix(".yaml")] = item
-    return spaces
+            named |= _walk(item, f"{prefix}{item.name}/", suffix)
+        elif item.name.endswith(suffix):
+            named[prefix + item.name.removesuffix(suffix)] = item
+    return named
 
 
 def read_space(source: str) -> tuple[str, str]:

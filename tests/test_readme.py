@@ -45,7 +45,7 @@ def test_the_error_in_the_readme_is_the_real_one(tmp_path):
 
 def test_every_command_in_the_readme_exists(tmp_path):
     known = archsearch("--help", cwd=tmp_path).stdout
-    shown = re.findall(r"archsearch ([a-z]+(?: \| [a-z]+)*)", "\n".join(blocks("")))
+    shown = re.findall(r"archsearch ([a-z-]+(?: \| [a-z-]+)*)", "\n".join(blocks("")))
     for command in {word for group in shown for word in group.split(" | ")}:
         assert re.search(rf"^  {command} ", known, re.MULTILINE), command
 

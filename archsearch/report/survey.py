@@ -106,7 +106,7 @@ def _needs(
         warning += f"has {size(there)}; {fewer}"
     if warning:
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
-    if timed := [_seconds(experiment, genome) for genome in fitting]:
+    if timed := [trial_seconds(experiment, genome) for genome in fitting]:
         search, recipe = experiment.search, experiment.recipe
         finalists = min(search.finalists, trials)
         whole = trials * _share_trained(experiment)
@@ -124,7 +124,7 @@ def _share_trained(experiment: Experiment) -> float:
     return sum(keep**i * (b - a) for i, (a, b) in enumerate(pairwise(stops))) / stops[-1]
 
 
-def _seconds(experiment: Experiment, genome: Genome) -> float:
+def trial_seconds(experiment: Experiment, genome: Genome) -> float:
     """Seconds that a whole trial of `genome` would take, judged by a few steps of each task."""
     from archsearch.model import build
 

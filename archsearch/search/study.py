@@ -134,12 +134,7 @@ class Study:
         before = self.about.get("identity", "")
         if before == experiment.identity:
             return
-        old, new = (_leaves(yaml.safe_load(text)) for text in (before, experiment.identity))
-        lines = [
-            f"    {path}: {old.get(path, '-')} -> {new.get(path, '-')}"
-            for path in old | new
-            if old.get(path) != new.get(path)
-        ]
+        lines = [f"    {line}" for line in differences(before, experiment.identity)]
         changed = "\n".join(lines[:12] + ["    ..."] * (len(lines) > 12))
         raise RunError(
             f"the run '{self.name}' was made with another space. What differs (run -> file):\n"
@@ -325,6 +320,16 @@ def record_of(trial: FrozenTrial, index: int) -> Record | None:
         scores=tuple(attrs.get("scores", ())),
         attrs=attrs,
     )
+
+
+def differences(before: str, now: str) -> list[str]:
+    """What differs between two identities of an experiment: `path: old -> new`."""
+    old, new = (_leaves(yaml.safe_load(text)) for text in (before, now))
+    return [
+        f"{path}: {old.get(path, '-')} -> {new.get(path, '-')}"
+        for path in old | new
+        if old.get(path) != new.get(path)
+    ]
 
 
 def _leaves(data: Any, path: str = "") -> dict[str, str]:
