@@ -71,6 +71,7 @@ class Proposals:
         self._stock = stock.Stock(self.strategy, space, len(experiment.goals))
         self._hinted = space.has_prior or any(not c.outside for c in self._first)
         self._made: dict[int, Candidate] = {}
+        self._tries: dict[tuple[int, int], Tried] = {}
         self.schedule = Schedule(
             self.genomes, lag, len(experiment.waits), search.keep, self._reached, len(self._first)
         )
@@ -278,9 +279,10 @@ class Proposals:
             here, before = records[i], records[place.continues]
             gain = here.score - before.score, here.loss - before.loss
             gains.setdefault(place.rung, []).append(gain)
-        first = self.strategy in stock.SAMPLERS
+        if self.strategy in stock.SAMPLERS:
+            latest, gains = {i: i for i in latest}, {}
         return [
-            self._tried(records[i], records[i if first else latest[i]], gains)
+            self._tried(records[i], records[latest[i]], gains)
             if i in latest
             else Tried({}, ())
             for i in view
@@ -289,6 +291,9 @@ class Proposals:
     def _tried(
         self, began: Record, record: Record, gains: Mapping[int, Sequence[tuple[float, float]]]
     ) -> Tried:
+        known = began.index, record.index
+        if known in self._tries:
+            return self._tries[known]
         attrs = began.attrs
         values = () if attrs.get("outside") else self._reached(record)
         if record.status == "paused" and values:
@@ -297,7 +302,10 @@ class Proposals:
             means = [[sum(g) / len(g) for g in zip(*gain, strict=True)] for gain in ahead if gain]
             score = record.score + sum(mean[0] for mean in means)
             values = self._signed(record.genome, score, record.loss + sum(m[1] for m in means))
-        return Tried(dict(began.params), values, attrs.get("move", ""), attrs.get("parent"))
+        tried = Tried(dict(began.params), values, attrs.get("move", ""), attrs.get("parent"))
+        if record.status != "paused":
+            self._tries[known] = tried
+        return tried
 
     def _reached(self, record: Record) -> tuple[float, ...]:
         """The objectives where a trial ended or waits, smaller is better; empty if it failed."""
