@@ -14,6 +14,7 @@ from archsearch.report.finals import compare, control_lines, finals_lines, hold_
 from archsearch.report.live import Screen, View
 from archsearch.report.tables import trial_table
 from archsearch.search.fresh import recall
+from archsearch.search.proposals import strangers
 from archsearch.search.run import Coordinator, Run, feasible, prepare
 from archsearch.search.storage import in_words
 from archsearch.words import span
@@ -73,7 +74,7 @@ def search(
             raise RunError(f"{study.name}: no trial ended well")
 
 
-def _beside(experiment: Experiment, proposals: Proposals) -> Iterator[str]:
+def _beside(experiment: Experiment) -> Iterator[str]:
     """What the search does besides proposing members."""
     if rungs := experiment.search.rungs:
         steps = ", ".join(map(str, rungs))
@@ -81,10 +82,8 @@ def _beside(experiment: Experiment, proposals: Proposals) -> Iterator[str]:
             f"rungs: each trial waits after {steps} of {experiment.recipe.steps} steps; the best "
             f"{experiment.search.keep:.0%} go on"
         )
-    for genome in proposals.references:
-        yield (
-            f"for comparison, as it is not in the space: {genome.text()} (d_model {genome.d_model})"
-        )
+    if names := strangers(experiment):
+        yield f"not in the space, trained for comparison: {', '.join(names)}"
 
 
 def _trials(
@@ -100,7 +99,7 @@ def _trials(
     view = View(study.name, proposals.schedule, goals, experiment.space.varying, workers)
     tasks = ", ".join(task.name for task in experiment.tasks)
     console.print(f"searching {study.name}: {proposals.why}", markup=False, soft_wrap=True)
-    for line in _beside(experiment, proposals):
+    for line in _beside(experiment):
         console.print(line, markup=False, soft_wrap=True)
     console.print(
         f"tasks: {tasks}; {workers} worker{'s'[: workers > 1]}", markup=False, soft_wrap=True

@@ -14,7 +14,7 @@ from rich.text import Text
 from archsearch.fits import check_fits
 from archsearch.memory import estimate, machine_bytes, process_bytes
 from archsearch.rules import cached_cost, draw, members, survey
-from archsearch.search.proposals import seed_candidates
+from archsearch.search.proposals import seed_candidates, strangers
 from archsearch.seeds import seed
 from archsearch.train import Training, generator
 from archsearch.words import count, size, span
@@ -53,6 +53,8 @@ def check_report(experiment: Experiment, source: str, workers: int, console: Con
     rng = random.Random(seed(experiment.search.seed, "check"))
     draw(space, rng, context, lambda genome: True)
     seed_candidates(experiment)
+    if names := strangers(experiment):
+        console.print(f"not in the space, for comparison: {', '.join(names)}", markup=False)
     listed = members(space, context)
     distinct = f", {len(listed)} distinct and feasible" if listed is not None else ""
     console.print(f"{space.name}: {space.size:.6g} combinations{distinct}")

@@ -82,11 +82,6 @@ class Proposals:
         return self.schedule.total
 
     @property
-    def references(self) -> list[Genome]:
-        """The genomes of `start_from` that are not in the space."""
-        return [candidate.genome for candidate in self._first if candidate.outside]
-
-    @property
     def why(self) -> str:
         """The strategy, and why this one."""
         count = None if self._listed is None else len(self._listed)
@@ -282,9 +277,7 @@ class Proposals:
         if self.strategy in stock.SAMPLERS:
             latest, gains = {i: i for i in latest}, {}
         return [
-            self._tried(records[i], records[latest[i]], gains)
-            if i in latest
-            else Tried({}, ())
+            self._tried(records[i], records[latest[i]], gains) if i in latest else Tried({}, ())
             for i in view
         ]
 
@@ -323,6 +316,12 @@ class Proposals:
             -value if goal.maximize else value
             for value, goal in zip(values, self.experiment.goals, strict=False)
         )
+
+
+def strangers(experiment: Experiment) -> list[str]:
+    """What `start_from` names that is not in the space."""
+    named = zip(experiment.search.start_from, experiment.seeds, strict=True)
+    return [name for name, genome in named if experiment.space.locate(genome) is None]
 
 
 def seed_candidates(experiment: Experiment) -> list[Candidate]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from archsearch.errors import SpaceError
 from archsearch.genome import Gene, Genome
 from archsearch.rules import settle
-from archsearch.search.proposals import WARMUP, Proposals
+from archsearch.search.proposals import WARMUP, Proposals, strangers
 from archsearch.search.study import Record
 from archsearch.space_yaml import dump, parse
 from tests.search.helpers import LARGE, LISTED
@@ -229,9 +229,10 @@ def test_a_genome_to_start_from_that_is_not_in_the_space_is_trained_beside_it(tm
     start = f"search.start_from=[{tmp_path}/stranger.yaml, {tmp_path}/member.yaml]"
     for strategy in ("evolution", "graphgp", "local", "tpe", "nsga2"):
         made = proposals(LARGE, strategy, start)
-        assert [genome.d_model for genome in made.references] == [16], "at the width of the space"
+        assert strangers(made.experiment) == [f"{tmp_path}/stranger.yaml"]
         candidates, _ = sequence(made)
         assert candidates[0].outside
+        assert candidates[0].genome.d_model == 16, "at the width of the space"
         assert candidates[0].genome.genes == stranger.genes
         assert candidates[1].genome == member
         assert not any(candidate.outside for candidate in candidates[1:])
