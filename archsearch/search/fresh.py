@@ -89,7 +89,7 @@ def train(
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end at once when the body does not come to its end.
+    """Processes that are gone when the body ends, in whatever way.
 
     Raises:
         RunError: if one of them dies.
@@ -98,16 +98,14 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
     try:
         yield pool
-    except BaseException as error:
+    except BrokenProcessPool:
+        raise RunError(
+            f"a training on a fresh seed died; is there enough memory for {workers}? Fewer with "
+            "--workers. What has ended is kept; the same command continues"
+        ) from None
+    finally:
         for child in set(active_children()) - before:
             child.kill()
-        if isinstance(error, BrokenProcessPool):
-            raise RunError(
-                f"a training on a fresh seed died; is there enough memory for {workers}? Fewer "
-                "with --workers. What has ended is kept; the same command continues"
-            ) from None
-        raise
-    finally:
         pool.shutdown(cancel_futures=True)
 
 

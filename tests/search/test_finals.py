@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 from scipy.stats import t as student
 
+from archsearch.errors import RunError
 from archsearch.genome import Gene, Genome
 from archsearch.rules import cached_cost
 from archsearch.search.finals import Fresh, from_plain, interval, merged, to_plain
@@ -213,6 +215,17 @@ def test_finals_are_the_same_with_any_number_of_processes_and_after_an_interrupt
     once = {genomes[0].key: {0: Fresh(2.0, 0.0, None)}}
     train(experiment, genomes[:1], 1, 1, once)
     assert once == {genomes[0].key: {0: Fresh(2.0, 0.0, None)}}
+
+
+def test_a_process_that_dies_ends_the_finals_in_words_and_costs_what_it_was_doing():
+    def kill(*told):
+        for child in active_children():
+            child.kill()
+
+    known = {}
+    with pytest.raises(RunError, match="enough memory for 1"):
+        train(parse(TINY, overrides=("recipe.steps=50",)), GENOMES[:3], 2, 1, known, kill)
+    assert 1 <= sum(map(len, known.values())) < 6
 
 
 @dataclasses.dataclass(frozen=True)
