@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 JSON, SVG = "compare.json", "compare.svg"
 LEGEND = (
-    "after n: true {name} of the best observed so far, mean and 95 % interval (bootstrap)",
-    "trials to X: median over seeds; never: seeds that did not get there; ms: CPU of a proposal",
+    "after n: true {name} of the best observed so far, mean and 95 % interval;",
+    "to X: median of the trials; never: seeds that did not get there;",
+    "ms: CPU of a proposal",
 )
 
 
@@ -130,20 +131,25 @@ def _print(judge: Judge, findings: Sequence[Finding], trials: int, console: Cons
         say("one training a member, so what is observed counts as true: set recipe.seeds to 2")
     say(f"X is {_value(name, level)}: {what}")
     say("")
-    columns = Columns(box=None, pad_edge=False, header_style="dim")
-    columns.add_column("strategy")
-    for title in (*(f"after {n}" for n in steps), "trials to X", "never", "ms"):
-        columns.add_column(title, justify="right", no_wrap=True)
+    columns = _columns("strategy", *(f"after {n}" for n in steps), "to X", "never", "ms")
     for finding in findings:
         columns.add_row(*_row(finding, name, steps, trials))
     console.print(columns)
     for line in ("", *LEGEND, ""):
         say(line.format(name=name))
-    for finding in findings:
-        if finding.tests:
-            say(_verdict(finding, steps))
-    if seeds < (fewest := paired.enough(len(steps))):
-        say(f"{seeds} seeds are too few for any verdict at {len(steps)} budgets; take {fewest}")
+    console.print(_verdicts(findings, steps))
+    say(_times(findings, trials))
+    measures = len(steps) + 1
+    if seeds < (fewest := paired.enough(measures)):
+        say(f"{seeds} seeds are too few for any verdict in {measures} measures; take {fewest}")
+
+
+def _columns(first: str, *others: str) -> Columns:
+    columns = Columns(box=None, pad_edge=False, header_style="dim")
+    columns.add_column(first)
+    for title in others:
+        columns.add_column(title, justify="right", no_wrap=True)
+    return columns
 
 
 def _name(judge: Judge) -> str:
@@ -170,17 +176,32 @@ def _count(median: float, trials: int) -> str:
     return f"over {trials}" if math.isinf(median) else f"{median:.0f}"
 
 
-def _verdict(finding: Finding, steps: Sequence[int]) -> str:
-    """What the tests say, budgets with the same verdict together."""
-    groups: dict[str, list[tuple[int, float]]] = {}
-    for n, test in zip(steps, finding.tests, strict=True):
-        groups.setdefault(test.verdict, []).append((n, test.p))
-    parts = []
-    for verdict, some in groups.items():
-        after = ", ".join(str(n) for n, _ in some)
-        p = ", ".join(f"{p:.2g}" for _, p in some)
-        parts.append(f"{verdict} after {after} trials (p {p})")
-    return f"{finding.name} against {REFERENCE}: {'; '.join(parts)}"
+def _verdicts(findings: Sequence[Finding], steps: Sequence[int]) -> Columns:
+    """What the tests say, a row a strategy and verdict."""
+    columns = Columns(box=None, pad_edge=False, header_style="dim")
+    for title in (f"against {REFERENCE}", "verdict", "after n trials, and in trials to X (p)"):
+        columns.add_column(title)
+    for finding in findings:
+        groups: dict[str, list[str]] = {}
+        for where, test in zip([*steps, "X"], finding.tests, strict=False):
+            groups.setdefault(test.verdict, []).append(f"{where} ({test.p:.2g})")
+        for i, (verdict, measures) in enumerate(groups.items()):
+            columns.add_row("" if i else finding.name, verdict, ", ".join(measures))
+    return columns
+
+
+def _times(findings: Sequence[Finding], trials: int) -> str:
+    """How many times as many trials the reference needs to get to X."""
+    (slow,) = (f.median for f in findings if f.name == REFERENCE)
+    if all(math.isinf(f.median) for f in findings):
+        return f"no strategy gets to X within {trials} trials at most seeds"
+    over, slow = ("over ", float(trials)) if math.isinf(slow) else ("", slow)
+    parts = [
+        f"{over}{slow / f.median:.1f} times as many as {f.name}"
+        for f in findings
+        if f.tests and not math.isinf(f.median)
+    ]
+    return f"to get to X, {REFERENCE} needs {', '.join(parts) or 'fewer trials than all others'}"
 
 
 def _next(source: str, findings: Sequence[Finding], seeds: int) -> str:
@@ -193,7 +214,7 @@ def _next(source: str, findings: Sequence[Finding], seeds: int) -> str:
 def report(judge: Judge, findings: Sequence[Finding], trials: int) -> dict[str, Any]:
     """The comparison as plain data."""
     level, what = judge.target
-    steps = budgets(trials)
+    measures = [*(f"value after {n}" for n in budgets(trials)), "trials to target"]
     strategies: dict[str, Any] = {}
     for finding in findings:
         low_T, high_T = paired.band(finding.curves)
@@ -207,8 +228,8 @@ def report(judge: Judge, findings: Sequence[Finding], trials: int) -> dict[str, 
             "median_trials_to_target": None if math.isinf(finding.median) else finding.median,
             "cpu_ms_per_proposal": round(finding.milliseconds, 2),
             "against_random": [
-                {"trials": n, "p": float(f"{t.p:.3g}"), "verdict": t.verdict}
-                for n, t in zip(steps, finding.tests, strict=False)
+                {"in": where, "p": float(f"{t.p:.3g}"), "verdict": t.verdict}
+                for where, t in zip(measures, finding.tests, strict=False)
             ],
         }
     return {

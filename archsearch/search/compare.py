@@ -71,7 +71,8 @@ class Finding:
     milliseconds: float
     """CPU time of a proposal, the mean."""
     tests: tuple[Test, ...]
-    """Against the reference at each budget; none for the reference itself."""
+    """Against the reference: its value at each budget, then its trials to the target. None for the
+    reference itself."""
 
     @property
     def median(self) -> float:
@@ -276,17 +277,24 @@ def budgets(trials: int) -> list[int]:
 
 def found(judge: Judge, walks: Mapping[str, Sequence[Walk]], trials: int) -> list[Finding]:
     """What the searches of each strategy came to, the best at the end first."""
+    sign, at = 1.0 if judge.up else -1.0, [n - 1 for n in budgets(trials)]
     curves = {name: np.stack([judge.curve(w) for w in some]) for name, some in walks.items()}
-    at, sign = [n - 1 for n in budgets(trials)], 1.0 if judge.up else -1.0
-    findings = []
-    for name, curves_ST in curves.items():
-        tests: Sequence[Test] = ()
-        if name != REFERENCE:
-            tests = against(sign * curves_ST[:, at], sign * curves[REFERENCE][:, at])
-        finding = Finding(
-            name=name, curves=curves_ST, tests=tuple(tests),
-            reached=tuple(judge.reached(curve_T) for curve_T in curves_ST),
-            milliseconds=sum(w.milliseconds for w in walks[name]) / len(walks[name]),
-        )  # fmt: skip
-        findings.append(finding)
+    reached = {
+        name: tuple(judge.reached(curve_T) for curve_T in curves_ST)
+        for name, curves_ST in curves.items()
+    }
+
+    def tested(name: str) -> NDArray[np.float64]:
+        """Larger is better; searches that never got there come last, all alike."""
+        times_S = np.array([-float(n or trials + 1) for n in reached[name]])
+        return np.column_stack([sign * curves[name][:, at], times_S])
+
+    findings = [
+        Finding(
+            name=name, curves=curves[name], reached=reached[name],
+            milliseconds=sum(w.milliseconds for w in some) / len(some),
+            tests=() if name == REFERENCE else tuple(against(tested(name), tested(REFERENCE))),
+        )
+        for name, some in walks.items()
+    ]  # fmt: skip
     return sorted(findings, key=lambda f: -sign * float(f.curves[:, -1].mean()))

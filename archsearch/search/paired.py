@@ -1,6 +1,6 @@
 """What paired runs can tell: intervals, tests and medians of times that may never come.
 
-Shapes: S seeds, B budgets, R bootstrap resamples.
+Shapes: S seeds, B budgets or other measures, R bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """One strategy against another at one budget."""
+    """One strategy against another in one measure."""
 
     p: float
-    """Two-sided Wilcoxon signed-rank test, corrected (Holm) over the budgets."""
+    """Two-sided Wilcoxon signed-rank test, corrected (Holm) for the number of measures."""
     better: bool
     """Which side the ranks lean to."""
 
@@ -45,7 +45,7 @@ class Test:
 
 
 def band(values_SB: Array) -> tuple[Array, Array]:
-    """The 95 % interval of the mean over seeds at each budget (percentile bootstrap)."""
+    """The 95 % interval of the mean over seeds, of each measure (percentile bootstrap)."""
     rng = np.random.default_rng(seed("bootstrap"))
     drawn_RS = rng.integers(len(values_SB), size=(RESAMPLES, len(values_SB)))
     means_RB = np.stack([values_SB[drawn_S].mean(0) for drawn_S in drawn_RS])
@@ -54,10 +54,10 @@ def band(values_SB: Array) -> tuple[Array, Array]:
 
 
 def against(ours_SB: Array, theirs_SB: Array) -> list[Test]:
-    """Test paired runs at each budget; larger values are better.
+    """Test paired runs in each measure; larger values are better.
 
     Wilcoxon 1945, doi 10.2307/3001968, pairs without a difference left out; Holm 1979 for the
-    number of budgets.
+    number of measures.
     """
     differences_BS = (ours_SB - theirs_SB).T
     raw = [_wilcoxon(differences_S) for differences_S in differences_BS]
@@ -81,12 +81,12 @@ def _wilcoxon(differences_S: Array) -> tuple[float, bool]:
     return p, greater < 0.5
 
 
-def enough(budgets: int) -> int:
-    """Fewest seeds with which one strategy can be told from another at one of so many budgets.
+def enough(measures: int) -> int:
+    """Fewest seeds with which one strategy can be told from another in one of so many measures.
 
     With S seeds no p is below 2 / 2^S, before it is corrected.
     """
-    return math.floor(math.log2(2 * budgets / LEVEL)) + 1
+    return math.floor(math.log2(2 * measures / LEVEL)) + 1
 
 
 def median_reached(reached: Sequence[int | None]) -> float:

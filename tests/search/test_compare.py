@@ -191,15 +191,16 @@ def verdicts(name, **runs):
 
 def test_two_searches_of_one_kind_cannot_be_told_apart():
     again = walks("random", 100)
-    assert verdicts("again", random=walks("random"), again=again) == ["not distinguishable"] * 3
+    assert verdicts("again", random=walks("random"), again=again) == ["not distinguishable"] * 4
 
 
 def test_a_search_that_knows_the_answer_is_better_and_one_that_avoids_it_worse():
     best = [key for key, _ in ranking()]
     knowing = [walk(*((key, 1.0 - i / 1e3) for i, key in enumerate(best[:40])))] * 8
     avoiding = [walk(*((key, 0.1) for key in best[-40:]))] * 8
-    assert verdicts("knowing", random=walks("random"), knowing=knowing) == ["better"] * 3
-    assert verdicts("avoiding", random=walks("random"), avoiding=avoiding) == ["worse"] * 3
+    assert verdicts("knowing", random=walks("random"), knowing=knowing) == ["better"] * 4
+    *values, _ = verdicts("avoiding", random=walks("random"), avoiding=avoiding)
+    assert values == ["worse"] * 3  # random search seldom gets to the target, too
 
 
 def test_equal_strategies_are_told_apart_as_seldom_as_the_level_says():

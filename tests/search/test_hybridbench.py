@@ -67,11 +67,11 @@ def test_two_objectives_are_searched_in_the_same_table(table):
         assert state == cached_cost(same.rows[key].genome, two.context).state_bytes
 
 
-def test_evolution_beats_random_search_in_it(table):
+def test_local_search_gets_to_the_top_in_half_the_trials_of_random_search(table):
     walks = {
-        name: [search(table.experiment, table, name, n, 60) for n in range(10)]
-        for name in ("evolution", "random")
+        name: [search(table.experiment, table, name, n, 60) for n in range(9)]
+        for name in ("local", "random")
     }
-    evolution, _ = found(Judge(table, table.experiment), walks, 60)
-    assert evolution.name == "evolution"
-    assert evolution.tests[-1].verdict == "better"
+    local, other = found(Judge(table, table.experiment), walks, 60)
+    assert (local.name, other.name) == ("local", "random")
+    assert 2 * local.median < min(other.median, 60)
