@@ -27,17 +27,19 @@ MOST_ROWS = 30
 
 def search(experiment: Experiment, run: Run, workers: int, console: Console) -> None:
     """Search a space and show it, to the table and the exported model at the end."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
     feasible(experiment)
     run.prepare(experiment.text)
     with run.claimed():
-        study, proposals = prepare(experiment, run, workers)
+        study, proposals = prepare(experiment, run, workers, say)
         goals = tuple(goal.name for goal in experiment.goals)
         view = View(study.name, proposals.total, goals, experiment.space.varying, workers=workers)
         tasks = ", ".join(task.name for task in experiment.tasks)
-        console.print(f"searching {study.name}: {proposals.why}", markup=False, soft_wrap=True)
-        console.print(
-            f"tasks: {tasks}; {workers} worker{'s'[: workers > 1]}", markup=False, soft_wrap=True
-        )
+        say(f"searching {study.name}: {proposals.why}")
+        say(f"tasks: {tasks}; {workers} worker{'s'[: workers > 1]}")
         try:
             with Screen(console, view, study) as screen:
                 coordinator = Coordinator(run, experiment, study, proposals, workers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
     from optuna.trial import FrozenTrial
 
-    from archsearch.dims import Dim
+    from archsearch.dims import Dim, Value
     from archsearch.genome import Genome
     from archsearch.search.study import Record
+    from archsearch.space import Decisions, SearchSpace
     from archsearch.space_yaml import Experiment
 
 ASKS = 50
@@ -65,6 +67,18 @@ def distribution(dim: Dim) -> BaseDistribution:
     return IntDistribution(int(dim.low), int(dim.high), log=dim.log, step=step)
 
 
+def distributions(space: SearchSpace, decisions: Decisions) -> dict[str, BaseDistribution]:
+    """Every question that these decisions answer, as Optuna sees it."""
+    found: dict[str, BaseDistribution] = {}
+
+    def answer(path: str, dim: Dim) -> Value:
+        found[path] = distribution(dim)
+        return decisions[path]
+
+    space.resolve(answer)
+    return found
+
+
 class Proposals:
     """The sequence of genomes that a study tries.
 
@@ -72,10 +86,15 @@ class Proposals:
         experiment: What is searched, and how.
         directions: Direction of each objective.
         lag: How far a proposal looks back: it learns from trials up to its index less this.
+        carried: What was tried before the space changed, by index: given, not proposed again.
     """
 
     def __init__(
-        self, experiment: Experiment, directions: Sequence[StudyDirection], lag: int
+        self,
+        experiment: Experiment,
+        directions: Sequence[StudyDirection],
+        lag: int,
+        carried: Mapping[int, Candidate] = MappingProxyType({}),
     ) -> None:
         self.experiment, self.lag = experiment, lag
         space, context, search = experiment.space, experiment.context, experiment.search
@@ -90,7 +109,7 @@ class Proposals:
             self.strategy = "random"
         self._directions = directions
         self._replay, self._replayed = optuna.create_study(directions=directions), 0
-        self._made: dict[int, Candidate] = {}
+        self._made = dict(carried)
 
     @property
     def total(self) -> int:
@@ -244,17 +263,10 @@ class Proposals:
     def _learn(self, record: Record) -> None:
         if not record.values:
             return
-        distributions: dict[str, BaseDistribution] = {}
-        params: dict[str, Any] = {}
-
-        def answer(path: str, dim: Dim) -> Any:
-            distributions[path] = distribution(dim)
-            params[path] = record.params[path]
-            return params[path]
-
-        self.experiment.space.resolve(answer)
+        asked = distributions(self.experiment.space, dict(record.params))
+        params = {path: record.params[path] for path in asked}
         self._replay.add_trial(
-            create_trial(values=list(record.values), params=params, distributions=distributions)
+            create_trial(values=list(record.values), params=params, distributions=asked)
         )
 
 
@@ -270,15 +282,7 @@ class GenomeSampler(BaseSampler):
         self, study: OptunaStudy, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """The decisions that this trial's genome rests on."""
-        answers = dict(self._candidate(trial).decisions)
-        space: dict[str, BaseDistribution] = {}
-
-        def answer(path: str, dim: Dim) -> Any:
-            space[path] = distribution(dim)
-            return answers[path]
-
-        self._experiment.space.resolve(answer)
-        return space
+        return distributions(self._experiment.space, dict(self._candidate(trial).decisions))
 
     def sample_relative(
         self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

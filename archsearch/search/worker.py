@@ -29,6 +29,7 @@ from archsearch.search.proposals import GenomeSampler, Proposals, suggested
 from archsearch.search.publish import publish
 from archsearch.search.storage import TROUBLE, in_words, open_storage
 from archsearch.search.study import Study, indexed
+from archsearch.search.widen import carried
 from archsearch.trial import Progress, TrialResult, run_trial
 from archsearch.weights import save_weights
 
@@ -64,9 +65,8 @@ class Worker:
         self.place = place
         self.study = Study(open_storage(place), name)
         self.experiment = self.study.experiment(trials)
-        self.proposals = Proposals(
-            self.experiment, self.study.optuna.directions, self.study.about["lag"]
-        )
+        directions, lag = self.study.optuna.directions, self.study.about["lag"]
+        self.proposals = Proposals(self.experiment, directions, lag, carried(self.study))
         self.folder, self.emit = folder, emit
         self.artifacts = FileSystemArtifactStore(folder / "artifacts")
         self._numbers: dict[int, int] = {}
