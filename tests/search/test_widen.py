@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
 import optuna
@@ -34,6 +35,7 @@ from tests.search.helpers import LARGE, LISTED, opened, outcome, worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
+ROOT = Path(__file__).parents[2]
 ONE = LISTED.replace("[{maximize: score}, {minimize: params}]", "[{maximize: score}]")
 WIDER = LISTED.replace("mult: [1, 2, 3, 4]", "mult: [1, 2, 3, 4, 5]")
 NARROW = LISTED.replace("mult: [1, 2, 3, 4]", "mult: [1]")
@@ -195,6 +197,11 @@ def test_all_members_are_found_however_often_the_space_grows(folder, url):
     assert len(first.trials) == 2
     assert run(folder, FEW, url, trials=100) == []
     assert Study.only(study.storage).name == Study(study.storage, "listed").name == "listed (3)"
+
+
+def test_the_line_in_the_documentation_is_the_real_one(finished):
+    page = (ROOT / "docs" / "space-language.md").read_text()
+    assert run(finished, WIDER, trials=5)[0] in page.splitlines()
 
 
 def test_what_the_study_says_beside_its_trials_is_kept(finished):
