@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import io
 import json
 import os
 import shutil
@@ -19,7 +20,9 @@ import pytest
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard import get_note, save_note, wsgi
+from rich.console import Console
 
+from archsearch import cli
 from archsearch.errors import RunError
 from archsearch.rules import members, settle
 from archsearch.search import widen as widening
@@ -30,7 +33,7 @@ from archsearch.search.run import Coordinator, Run, prepare
 from archsearch.search.storage import JOURNAL, open_storage
 from archsearch.search.study import Study, indexed
 from archsearch.search.widen import carried, widen
-from archsearch.space_yaml import parse
+from archsearch.space_yaml import load_genome, parse
 from tests.search.helpers import LARGE, LISTED, opened, outcome, worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -389,7 +392,7 @@ import os, sys
 from pathlib import Path
 import optuna
 from archsearch.search.run import Run, prepare
-from archsearch.space_yaml import parse
+from archsearch.space_yaml import load_genome, parse
 from tests.search.test_widen import WIDER
 
 add = optuna.Study.add_trial
@@ -483,6 +486,32 @@ def test_a_coordinator_of_an_old_revision_says_where_the_run_goes_on(finished, m
     monkeypatch.setattr(sys, "executable", "true")  # workers that find nothing to do
     with pytest.raises(RunError, match=r"goes on as 'listed \(2\)'"):
         coordinator.go(lambda event: None)
+
+
+@on(["journal", "sqlite"])
+def test_every_command_finds_the_newest_revision(tmp_path, url, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = ["--storage", url] if url else []
+    folder = tmp_path / "runs" / "listed"
+    run(folder, LISTED, url, trials=3)
+    (tmp_path / "wider.yaml").write_text(WIDER)
+
+    def archsearch(*words):
+        said = Console(file=io.StringIO(), width=300)
+        monkeypatch.setattr(cli, "console", said)
+        cli.app([*words, *place], standalone_mode=False)
+        return said.file.getvalue()
+
+    if url:
+        told = archsearch("run", "wider.yaml", "--trials", "4", "--workers", "1")
+        assert told.count("3 trials carried over") == 1
+        assert "listed (2): 4 trials" in told
+    else:
+        run(folder, WIDER, trials=4)
+    assert "listed (2): 4 trials" in archsearch("show", "runs/listed")
+    archsearch("export", "runs/listed", "out", "--trial", "3")
+    wanted = opened(folder, url).records()[3].genome
+    assert load_genome("out/model.yaml") == wanted
 
 
 def test_a_run_without_trials_takes_any_space(folder):
