@@ -392,7 +392,7 @@ import os, sys
 from pathlib import Path
 import optuna
 from archsearch.search.run import Run, prepare
-from archsearch.space_yaml import load_genome, parse
+from archsearch.space_yaml import parse
 from tests.search.test_widen import WIDER
 
 add = optuna.Study.add_trial
