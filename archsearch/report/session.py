@@ -48,10 +48,14 @@ def search(
         SpaceError: if no member of the space may be trained.
         RunError: if the run cannot go on, or no trial ended well.
     """
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
     feasible(experiment)
     run.prepare(experiment.text)
     with run.claimed():
-        study, proposals = prepare(experiment, run, workers)
+        study, proposals = prepare(experiment, run, workers, say)
         try:
             _trials(experiment, run, study, proposals, workers, console)
             with in_words(run.place):

@@ -22,7 +22,7 @@ from archsearch.search.storage import TROUBLE
 from archsearch.search.study import FAILED, indexed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from archsearch.search.study import Study
 
@@ -42,6 +42,12 @@ def me() -> dict[str, Any]:
         "host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()),
         "parent": _PARENT, "parent_born": _PARENT_BORN,
     }  # fmt: skip
+
+
+def ended(process: Mapping[str, Any]) -> bool:
+    """Whether a process, see `me`, is known to be gone; those of other machines never are."""
+    here = process["host"] == socket.gethostname()
+    return here and not _born(process["pid"]) == process["born"] != 0
 
 
 @contextmanager
@@ -144,7 +150,7 @@ def _alive(trial: FrozenTrial, alone: bool) -> bool:
         began = trial.datetime_start.timestamp() if trial.datetime_start else time.time()
         return not alone and time.time() - began < 60
     if owner["host"] == socket.gethostname():
-        return _born(owner["pid"]) == owner["born"] != 0
+        return not ended(owner)
     return bool(time.time() - owner["seen"] < EXPIRY)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from archsearch.errors import SpaceError
@@ -51,9 +52,15 @@ class Proposals:
     Args:
         experiment: What is searched, and how.
         lag: How far a proposal looks back: it learns from trials up to its index less this.
+        carried: What was tried before the space changed, by index: given, not proposed again.
     """
 
-    def __init__(self, experiment: Experiment, lag: int) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        lag: int,
+        carried: Mapping[int, Candidate] = MappingProxyType({}),
+    ) -> None:
         self.experiment, self.lag = experiment, lag
         space, context, search = experiment.space, experiment.context, experiment.search
         self._first = seed_candidates(experiment)
@@ -70,7 +77,7 @@ class Proposals:
             self.strategy = "random"
         self._stock = stock.Stock(self.strategy, space, len(experiment.goals))
         self._hinted = space.has_prior or any(not c.outside for c in self._first)
-        self._made: dict[int, Candidate] = {}
+        self._made = dict(carried)
         self._tries: dict[tuple[int, int], Tried] = {}
         self.schedule = Schedule(
             self.genomes, lag, len(experiment.waits), search.keep, self._reached, len(self._first)

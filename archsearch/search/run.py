@@ -21,8 +21,10 @@ from archsearch.errors import RunError
 from archsearch.rules import draw
 from archsearch.search.lease import ATTEMPTS, reap
 from archsearch.search.proposals import Proposals
+from archsearch.search.revisions import newest, split
 from archsearch.search.storage import in_words, open_storage
 from archsearch.search.study import Study
+from archsearch.search.widen import carried, widen
 from archsearch.seeds import seed
 
 if TYPE_CHECKING:
@@ -156,8 +158,15 @@ class Coordinator:
         """End a run whose workers get nowhere.
 
         Raises:
-            RunError: with a worker's last words, or after some rounds that ended without any.
+            RunError: with a worker's last words, if the run goes on elsewhere, or after some rounds
+                that ended without any.
         """
+        name = self.study.name
+        if (later := newest(self.study.storage, split(name)[0])) != name:
+            raise RunError(
+                f"another command changed the space: the run goes on as '{later}'. The same "
+                "command, with the changed file, works there"
+            )
         if self.errors:
             raise RunError(self.errors[-1])
         if rounds > ATTEMPTS + 1:
@@ -234,14 +243,21 @@ def feasible(experiment: Experiment) -> None:
     draw(experiment.space, rng, experiment.context, lambda genome: True)
 
 
-def prepare(experiment: Experiment, run: Run, workers: int) -> tuple[Study, Proposals]:
+def prepare(
+    experiment: Experiment, run: Run, workers: int, say: Callable[[str], None] = lambda line: None
+) -> tuple[Study, Proposals]:
     """Make the run directory and open the study of an experiment.
+
+    A run that was made with another space goes on in this one if all of its trials are members;
+    `say` is told.
 
     Raises:
         RunError: if the run belongs to another space or cannot be written.
     """
     run.prepare(experiment.text)
     with in_words(run.place):
-        study = Study.create(open_storage(run.place), experiment, lag=max(8, 2 * workers))
+        storage = open_storage(run.place)
+        widen(storage, experiment, alone=not run.storage, say=say)
+        study = Study.create(storage, experiment, lag=max(8, 2 * workers))
         run.keep(experiment.text)
-        return study, Proposals(experiment, study.about["lag"])
+        return study, Proposals(experiment, study.about["lag"], carried(study))

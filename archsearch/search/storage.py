@@ -19,15 +19,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from archsearch.errors import RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from optuna.storages import BaseStorage
 
 JOURNAL = "journal.log"
+LOCKED = 60.0
+"""Seconds to wait for another program that has locked an SQLite file."""
 
 
-TROUBLE = (RunError, OSError, StorageInternalError, SQLAlchemyError)
-"""What a storage raises when it cannot be written or reached."""
+TROUBLE = (RunError, OSError, StorageInternalError, SQLAlchemyError, KeyError)
+"""What a storage raises when it cannot be written or reached, or a study in it is gone."""
+_GONE = KeyError("Record does not exist.").args
+"""What Optuna's KeyError says of a study that is gone."""
 
 
 class TailLock(JournalFileOpenLock):
@@ -78,7 +82,18 @@ class TailLock(JournalFileOpenLock):
 
 
 class Journal(JournalFileBackend):
-    """A journal file whose failures to write are said in one sentence."""
+    """A journal file whose failures are said in one sentence."""
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """Entries from a number on.
+
+        Raises:
+            RunError: if they cannot be read, e.g. because the directory is gone.
+        """
+        try:
+            yield from super().read_logs(log_number_from)
+        except OSError as error:
+            raise self._trouble("read", error) from None
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write entries at the end.
@@ -89,10 +104,13 @@ class Journal(JournalFileBackend):
         try:
             super().append_logs(logs)
         except OSError as error:
-            raise RunError(
-                f"{self._file_path} cannot be written: {error.strerror}. Finished trials are safe; "
-                "the same command continues once it can be"
-            ) from None
+            raise self._trouble("written", error) from None
+
+    def _trouble(self, done: str, error: OSError) -> RunError:
+        return RunError(
+            f"{self._file_path} cannot be {done}: {error.strerror}. Finished trials are safe; "
+            "the same command continues once it can be"
+        )
 
 
 def _cut_torn_tail(journal: Path) -> None:
@@ -134,13 +152,20 @@ def open_storage(place: str | Path) -> BaseStorage:
 
 @contextmanager
 def in_words(place: str) -> Iterator[None]:
-    """Say in one sentence what a database has to complain about.
+    """Say in one sentence what a storage has to complain about.
 
     Raises:
-        RunError: for every error of the storage at `place`.
+        RunError: for every error of the storage at `place`, and if the study in it is gone.
     """
     try:
         yield
+    except KeyError as error:
+        if error.args != _GONE:
+            raise
+        raise RunError(
+            f"the study is gone from {_without_password(place)}: somebody deleted it. The same "
+            "command begins it again; drawings and weights stay in the run directory"
+        ) from None
     except (StorageInternalError, SQLAlchemyError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         raise RunError(
@@ -171,7 +196,8 @@ def _by_url(url: str) -> BaseStorage:
     try:
         if not url.startswith("sqlite"):
             return optuna.storages.get_storage(url)
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        waiting = {"connect_args": {"timeout": LOCKED}}
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=waiting)
         with storage.engine.connect() as connection:  # readers and a writer at the same time
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         return optuna.storages.get_storage(storage)
@@ -186,6 +212,8 @@ def _by_url(url: str) -> BaseStorage:
 
 
 def _without_password(url: str) -> str:
+    if "://" not in url:
+        return url
     try:
         return make_url(url).set(query={}).render_as_string(hide_password=True)
     except (SQLAlchemyError, ValueError):
@@ -195,6 +223,7 @@ def _without_password(url: str) -> str:
 def _first_line(error: BaseException, url: str) -> str:
     """The first line of an error, cleared of the URL and the password in it."""
     text = str(error).strip().split("\n")[0].replace(url, _without_password(url))
+    text = text.replace("is locked", "is locked by another program that does not let go of it")
     try:
         secrets = [make_url(url).password, *map(str, make_url(url).query.values())]
     except (SQLAlchemyError, ValueError):

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from archsearch.errors import RunError
 from archsearch.genome import Genome
 from archsearch.search.finals import Finals, Known, from_plain, judge, merged, to_plain
+from archsearch.search.revisions import newest, split
 from archsearch.search.rungs import Place
 from archsearch.space_yaml import Experiment, parse
 
@@ -65,11 +66,16 @@ class Record:
 
 
 class Study:
-    """The trials of one search, in any Optuna storage."""
+    """The trials of one search, in any Optuna storage.
+
+    Args:
+        storage: Where it is kept.
+        name: Name of the run, for its newest revision, or of one revision.
+    """
 
     def __init__(self, storage: BaseStorage, name: str) -> None:
         try:
-            self.optuna = optuna.load_study(study_name=name, storage=storage)
+            self.optuna = optuna.load_study(study_name=newest(storage, name), storage=storage)
         except KeyError:
             known = optuna.get_all_study_names(storage)
             raise RunError(f"no study '{name}' here; known: {', '.join(known) or 'none'}") from None
@@ -79,15 +85,15 @@ class Study:
 
     @classmethod
     def only(cls, storage: BaseStorage) -> Study:
-        """The study of a storage that holds one.
+        """The study of a storage that holds one run.
 
         Raises:
             RunError: if it holds none, or several.
         """
-        names = optuna.get_all_study_names(storage)
-        if len(names) != 1:
-            raise RunError(f"expected one study here; found: {', '.join(names) or 'none'}")
-        return cls(storage, names[0])
+        runs = sorted({split(name)[0] for name in optuna.get_all_study_names(storage)})
+        if len(runs) != 1:
+            raise RunError(f"expected one study here; found: {', '.join(runs) or 'none'}")
+        return cls(storage, runs[0])
 
     @classmethod
     def create(cls, storage: BaseStorage, experiment: Experiment, lag: int) -> Study:
@@ -114,19 +120,17 @@ class Study:
             opened.check(experiment)
         else:
             study.set_metric_names([goal.name for goal in experiment.goals])
-        now = {"lag": lag, "versions": versions()} | before | {
-            "space": experiment.text,
-            "overrides": list(experiment.overrides),
-            "seeds": [genome.to_json() for genome in experiment.seeds],
-            "identity": experiment.identity,
-            "context": experiment.context,
-        }  # fmt: skip
+        now = {"lag": lag, "versions": versions()} | before | described(experiment)
         if now != before:
             study.set_user_attr("experiment", now)
         return opened
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: Experiment, why: str = "") -> None:
         """Refuse to mix two spaces in one study.
+
+        Args:
+            experiment: The space that it should have.
+            why: What stands in the way of carrying its trials over.
 
         Raises:
             RunError: showing what differs.
@@ -138,7 +142,7 @@ class Study:
         changed = "\n".join(lines[:12] + ["    ..."] * (len(lines) > 12))
         raise RunError(
             f"the run '{self.name}' was made with another space. What differs (run -> file):\n"
-            f"{changed}\n"
+            f"{changed}\n{why}"
             "Nothing was changed. Give the new space another name with --name, or restore the file."
         )
 
@@ -320,6 +324,17 @@ def record_of(trial: FrozenTrial, index: int) -> Record | None:
         scores=tuple(attrs.get("scores", ())),
         attrs=attrs,
     )
+
+
+def described(experiment: Experiment) -> dict[str, Any]:
+    """What a study writes down of its experiment."""
+    return {
+        "space": experiment.text,
+        "overrides": list(experiment.overrides),
+        "seeds": [genome.to_json() for genome in experiment.seeds],
+        "identity": experiment.identity,
+        "context": experiment.context,
+    }
 
 
 def differences(before: str, now: str) -> list[str]:

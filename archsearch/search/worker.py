@@ -30,6 +30,7 @@ from archsearch.search.publish import publish
 from archsearch.search.sampler import GenomeSampler, suggested
 from archsearch.search.storage import TROUBLE, in_words, open_storage
 from archsearch.search.study import Study, indexed
+from archsearch.search.widen import carried
 from archsearch.trial import Progress, TrialResult, run_trial
 from archsearch.weights import save_weights
 
@@ -66,7 +67,7 @@ class Worker:
         self.place = place
         self.study = Study(open_storage(place), name)
         self.experiment = self.study.experiment(trials)
-        self.proposals = Proposals(self.experiment, self.study.about["lag"])
+        self.proposals = Proposals(self.experiment, self.study.about["lag"], carried(self.study))
         self.folder, self.emit = folder, emit
         self.artifacts = FileSystemArtifactStore(folder / "artifacts")
         self._numbers: dict[int, int] = {}

@@ -45,8 +45,6 @@ def test_opening_again_changes_nothing(folder):
 @pytest.mark.parametrize(
     ("line", "other", "named"),
     [
-        ("  d_model: 16", "  d_model: 24", "d_model"),
-        ("mult: [1, 2, 3, 4]", "mult: [1, 2]", "mult"),
         ("steps: 4", "steps: 5", "steps"),
         ("vocab: 8", "vocab: 10", "vocab"),
         ("{minimize: params}", "{minimize: flops}", "flops"),

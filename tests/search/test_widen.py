@@ -1,0 +1,521 @@
+"""A run goes on in a wider space with every trial it had, and is left alone in any other."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from wsgiref.util import setup_testing_defaults
+
+import optuna
+import pytest
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.trial import TrialState, create_trial
+from optuna_dashboard import get_note, save_note, wsgi
+from rich.console import Console
+
+from archsearch import cli
+from archsearch.errors import RunError
+from archsearch.rules import members, settle
+from archsearch.search import widen as widening
+from archsearch.search.lease import reap
+from archsearch.search.proposals import Proposals
+from archsearch.search.revisions import newest, revisions
+from archsearch.search.run import Coordinator, Run, prepare
+from archsearch.search.storage import JOURNAL, open_storage
+from archsearch.search.study import Study, indexed
+from archsearch.search.widen import carried, widen
+from archsearch.space_yaml import load_genome, parse
+from tests.search.helpers import LARGE, LISTED, opened, outcome, worker
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+ROOT = Path(__file__).parents[2]
+ONE = LISTED.replace("[{maximize: score}, {minimize: params}]", "[{maximize: score}]")
+WIDER = LISTED.replace("mult: [1, 2, 3, 4]", "mult: [1, 2, 3, 4, 5]")
+NARROW = LISTED.replace("mult: [1, 2, 3, 4]", "mult: [1]")
+PART, FEW = (LISTED.replace("mult: [1, 2, 3, 4]", m) for m in ("mult: [1, 2]", "mult: [1, 2, 3]"))
+FFN = "ffn: {swiglu: {mult: [1, 2, 3, 4], act: [silu, gelu, relu2]}}"
+MATCHED = LISTED.replace("  d_model: 16\n", "").replace(
+    "objectives", "match: {params: 3K, tolerance: 30%}\nobjectives"
+)
+RULED = LISTED.replace("objectives", "require: [params <= 2500]\nobjectives")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """A run of five trials."""
+    folder = tmp_path_factory.mktemp("five") / "run"
+    run(folder, LISTED, trials=5)
+    return folder
+
+
+@pytest.fixture
+def finished(five, folder):
+    """A copy of it."""
+    shutil.copytree(five, folder)
+    return folder
+
+
+@pytest.fixture(params=["journal", "sqlite", "postgresql"])
+def url(request, folder):
+    """Where the study is kept: empty for the journal. Optuna never closes its connections."""
+    if request.param == "postgresql":
+        yield request.getfixturevalue("postgresql")
+    else:
+        yield "" if request.param == "journal" else f"sqlite:///{folder}.db"
+    gc.collect()
+
+
+on = functools.partial(pytest.mark.parametrize, "url", indirect=True)
+"""Some of these storages."""
+
+
+def run(folder, text, url="", trials=None, work=True, **more):
+    """What `archsearch run` does with one worker; what it says."""
+    more = (f"search.trials={trials}",) if trials else ()
+    said = []
+    study, proposals = prepare(parse(text, overrides=more), Run(folder, url), 1, said.append)
+    reap(study, proposals.total, alone=True)
+    if work:
+        worker(folder, place=url).work()
+    return said
+
+
+def everything(study):
+    """All that is known of the trials that have ended, by index."""
+    trials = study.trials()
+    known = {}
+    for index, r in study.records().items():
+        trial = trials[r.number]
+        known[index] = (
+            r.number, r.genome, r.status, r.why, r.values, r.scores, dict(r.attrs), trial.state,
+            trial.intermediate_values, trial.datetime_start, trial.datetime_complete,
+            trial.constraints, {k: v for k, v in trial.system_attrs.items() if "fixed" not in k},
+        )  # fmt: skip
+    return known
+
+
+def contents(folder):
+    """Every file of a run directory but its locks, byte for byte."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    return {path: path.read_bytes() for path in files}
+
+
+def interrupted(folder, trials=None, url="", after=0):
+    """Stop in the middle of the trial `after`."""
+
+    def stop(event):
+        if event["event"] == "step" and event["index"] == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worker(folder, trials, place=url, emit=stop).work()
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        (LISTED, "mult: [1, 2, 3, 4]", "mult: [8, 1, 2, 3, 4]"),
+        (LISTED, FFN, "ffn: [swiglu: {mult: [1, 2, 3, 4], act: [silu, gelu, relu2]}, kan]"),
+        (ONE, "act: [silu, gelu, relu2]", "act: [relu2, silu, gelu, rational]"),
+        (LARGE, "{from: 1, to: 4}", "{from: 1, to: 6}"),
+        (LARGE, "repeat: 4", "repeat: [4, 6]"),
+        (LARGE, "- ffn:", "- mixer: [attention: {heads: 2}, none]\n        - ffn:"),
+        (RULED, "params <= 2500", "params <= 3000"),
+        (MATCHED, "act: [silu, gelu, relu2]", "act: [silu, gelu, relu2, spline]"),
+    ],
+    ids=["value", "block", "reordered", "range", "repeats", "slot", "rule", "matched"],
+)
+def test_a_wider_space_goes_on_with_every_trial(folder, text, old, new):
+    assert old in text
+    run(folder, text, trials=4)
+    before, wide = everything(opened(folder)), text.replace(old, new)
+    said = run(folder, wide, trials=4)
+    study = opened(folder)
+    assert everything(study) == before
+    assert len(before) == 4
+    assert len(said) == 1
+    assert "4 trials carried over" in said[0]
+    assert study.name in said[0]
+    assert study.optuna.metric_names == [goal.name for goal in parse(wide).goals]
+    assert run(folder, wide, trials=7) == []
+    study, space = opened(folder), parse(wide).space
+    after = everything(study)
+    assert sorted(after) == list(range(7))
+    assert {index: after[index] for index in before} == before
+    assert len({row[1] for row in after.values()}) == 7
+    for record in study.records().values():
+        assert settle(space, space.replay(record.params), 16) == record.genome
+
+
+def test_a_trial_that_differs_is_noticed(finished, monkeypatch):
+    before, add = everything(opened(finished)), optuna.Study.add_trial
+
+    def spoil(self, trial):
+        if trial.number == 2:
+            trial.user_attrs["score"] += 1e-9
+        add(self, trial)
+
+    monkeypatch.setattr(optuna.Study, "add_trial", spoil)
+    run(finished, WIDER, trials=5)
+    assert everything(opened(finished)) != before
+
+
+def test_one_study_cannot_hold_both_spaces(finished):
+    """Why trials are carried over at all."""
+    study = opened(finished)
+    study.optuna.set_user_attr("experiment", study.about | {"space": WIDER})
+    with pytest.raises(ValueError, match="does not support dynamic value space"):
+        worker(finished, trials=6).work()
+
+
+def test_all_members_are_found_however_often_the_space_grows(folder, url):
+    run(folder, NARROW, url, trials=2)
+    before = everything(opened(folder, url))
+    assert len(run(folder, PART, url, trials=5)) == 1
+    assert len(run(folder, FEW, url, trials=100)) == 1
+    study = opened(folder, url)
+    assert study.name == "listed (3)"
+    experiment = parse(FEW)
+    wanted = {c.genome for c in members(experiment.space, experiment.context)}
+    found = everything(study)
+    assert {row[1] for row in found.values()} == wanted
+    assert len(found) == len(wanted) == 9
+    assert {index: found[index] for index in before} == before
+    first = optuna.load_study(study_name="listed", storage=study.storage)
+    assert len(first.trials) == 2
+    assert run(folder, FEW, url, trials=100) == []
+    assert Study.only(study.storage).name == Study(study.storage, "listed").name == "listed (3)"
+
+
+def test_the_line_in_the_documentation_is_the_real_one(finished):
+    page = (ROOT / "docs" / "space-language.md").read_text()
+    assert run(finished, WIDER, trials=5)[0] in page.splitlines()
+
+
+def test_what_the_study_says_beside_its_trials_is_kept(finished):
+    study = opened(finished)
+    study.optuna.set_user_attr("finals", {"0": [0.5]})
+    save_note(study.optuna, "mine")
+    run(finished, WIDER, trials=5)
+    later = opened(finished)
+    assert later.optuna.user_attrs["finals"] == {"0": [0.5]}
+    assert get_note(later.optuna) == "mine"
+    assert later.about["lag"] == study.about["lag"]
+    assert later.experiment().text == WIDER
+
+
+@on(["journal", "sqlite"])
+def test_the_dashboard_shows_note_and_drawing_of_a_trial_from_before(folder, url):
+    run(folder, LISTED, url, trials=2)
+    run(folder, WIDER, url, trials=3)
+    study = opened(folder, url)
+    app = wsgi(study.storage, artifact_store=FileSystemArtifactStore(folder / "artifacts"))
+
+    def get(path, query=""):
+        environ, said = {"PATH_INFO": path, "QUERY_STRING": query}, []
+        setup_testing_defaults(environ)
+        body = b"".join(app(environ, lambda *status: said.append(status[0])))
+        assert said == ["200 OK"]
+        return body.decode()
+
+    own = study.optuna._study_id
+    trials = json.loads(get(f"/api/studies/{own}", "after=0"))["trials"]
+    assert len(trials) == 3
+    for trial in trials:
+        names = [a["filename"] for a in trial["artifacts"]]
+        assert sorted(names) == ["curves.csv", "genome.svg", "genome.yaml", "per_task.csv"]
+        body = trial["note"]["body"]
+        assert attribute(trial, "genome") in body
+        link = body.partition("](")[2].partition(")")[0]
+        assert link.startswith(f"/artifacts/{own}/{trial['trial_id']}/")
+        assert "<svg" in get(link)
+
+
+def attribute(trial, name):
+    return next(attr["value"] for attr in trial["user_attrs"] if attr["key"] == name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("mult: [1, 2,", "mult: [1,", ["of 5 are outside", "e.g. #", "swiglu"]),
+        ("d_model: 16", "d_model: 24", ["5 of 5 are outside", "d_model 16"]),
+        ("objectives", "require: [params < 1]\nobjectives", ["5 of 5", "breaks the rule"]),
+        ("steps: 4", "steps: 5", ["recipe.steps: 4 -> 5", "Only define, model"]),
+        ("vocab: 8", "vocab: 10", ["vocab: 8 -> 10", "Only define, model"]),
+        ("{minimize: params}", "{minimize: flops}", ["params -> flops", "Only define, model"]),
+        ("trials: 12", "trials: 12, seed: 1", ["seed: - -> 1", "Only define, model"]),
+    ],
+)
+def test_any_other_space_is_refused_and_nothing_is_changed(finished, old, new, words):
+    before = contents(finished)
+    for text in (LISTED.replace(old, new), WIDER.replace(old, new)):
+        with pytest.raises(RunError) as caught:
+            run(finished, text, trials=5)
+        for word in (*words, "Nothing was changed", "--name"):
+            assert word in str(caught.value)
+        assert contents(finished) == before
+
+
+def test_a_matched_width_must_stay_the_same(folder):
+    run(folder, MATCHED, trials=3)
+    with pytest.raises(RunError, match=r"would have d_model \d+, not \d+"):
+        run(folder, MATCHED.replace("params: 3K", "params: 5K"), trials=3)
+    run(folder, MATCHED.replace("[1, 2, 3, 4]", "[1, 2, 3, 4, 5]"), trials=3)
+
+
+@on(["journal"])
+def test_places_without_a_result_are_filled_in_the_new_space(folder, url):
+    """Some were lost, some interrupted, some wait, one is in work elsewhere."""
+    run(folder, LISTED, url, trials=12, work=False)
+    worker(folder, 3, place=url).work()
+    interrupted(folder, url=url, after=3)
+    study = opened(folder, url)
+    wanted = study.genomes()[3]
+    for end in (TrialState.FAIL, None, None):
+        trial = study.optuna.ask()
+        if end:
+            study.optuna.tell(trial, state=end)
+    study.optuna.add_trial(create_trial(state=TrialState.WAITING, user_attrs={"index": 4}))
+    before = everything(study)
+    run(folder, WIDER, url, trials=12)
+    study = opened(folder, url)
+    after = everything(study)
+    assert sorted(after) == list(range(12))
+    assert {index: after[index] for index in before} == before
+    assert after[3][1] == wanted
+    assert len({row[1] for row in after.values()}) == 12
+    places = [index for trial, index in indexed(study.trials()) if "index" not in trial.user_attrs]
+    assert places == list(range(12))
+
+
+def test_an_unfinished_trial_outside_the_space_is_proposed_anew(folder):
+    run(folder, LISTED, work=False)
+    worker(folder, 2).work()
+    interrupted(folder, after=2)
+    study = opened(folder)
+    outside = dict(study.genomes()[2].genes[0].params)["mult"]
+    finished = {dict(r.genome.genes[0].params)["mult"] for r in study.records().values()}
+    assert outside not in finished
+    left = [mult for mult in (1, 2, 3, 4) if mult != outside]
+    run(folder, LISTED.replace("[1, 2, 3, 4]", str(left)))
+    records = opened(folder).records()
+    assert sorted(records) == list(range(9))
+    assert outside not in {dict(r.genome.genes[0].params)["mult"] for r in records.values()}
+
+
+GROWN = LARGE.replace("{from: 1, to: 4}", "{from: 1, to: 5}")
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "graphgp"])
+def test_proposals_are_a_function_of_what_was_carried_over(folder, tmp_path, strategy):
+    narrow, wide = (t.replace("trials: 22", f"strategy: {strategy}") for t in (LARGE, GROWN))
+    run(folder, narrow, trials=19)
+    run(folder, wide, trials=19)
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    run(folder, wide, trials=23)
+    worker(again, 21).work()
+    interrupted(again, 23, after=22)
+    worker(again, 23).work()
+    study = opened(folder)
+    assert outcome(opened(again)) == outcome(study)
+    experiment = parse(wide, overrides=("search.trials=23",))
+    records = study.records()
+
+    def proposed(given):
+        """By workers that know no more than they must."""
+        for index in (0, 1, 2, 19, 22):
+            known = {i: record for i, record in records.items() if i <= index - 8}
+            proposals = Proposals(experiment, study.optuna.directions, 8, given)
+            yield index, proposals.propose(index, known, {}).genome
+
+    wanted = {index: records[index].genome for index in (0, 1, 2, 19, 22)}
+    assert dict(proposed(carried(study))) == wanted
+    assert dict(proposed({})) != wanted
+
+
+@contextmanager
+def dying(monkeypatch, after):
+    """Let a command die after so many trials were carried over."""
+    add = optuna.Study.add_trial
+
+    def instead(self, trial):
+        if trial.number == after:
+            raise KeyboardInterrupt
+        add(self, trial)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "add_trial", instead)
+        yield
+
+
+def test_a_command_that_died_in_the_middle_is_made_up_for(folder, url, monkeypatch):
+    run(folder, LISTED, url, trials=3)
+    monkeypatch.setattr(widening, "PATIENCE", 0.1)
+    for after in range(3):
+        before = everything(opened(folder, url))
+        with dying(monkeypatch, after), pytest.raises(KeyboardInterrupt):
+            run(folder, WIDER, url, trials=3)
+        storage = open_storage(url or folder)
+        assert len(revisions(storage, "listed")) == 2 + after
+        assert newest(storage, "listed") == "listed"
+        assert everything(opened(folder, url)) == before
+    assert run(folder, LISTED, url, trials=4) == []  # the old space goes on, too
+    before = everything(opened(folder, url))
+    said = run(folder, WIDER, url, trials=4)
+    assert "4 trials carried over" in said[-1]
+    study = opened(folder, url)
+    assert everything(study) == before
+    assert sorted(revisions(study.storage, "listed")) == [1, 5]
+    run(folder, WIDER, url, trials=6)
+    assert len({r.genome for r in opened(folder, url).records().values()}) == 6
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+import optuna
+from archsearch.search.run import Run, prepare
+from archsearch.space_yaml import parse
+from tests.search.test_widen import WIDER
+
+add = optuna.Study.add_trial
+
+def instead(self, trial):
+    if trial.number == 2:
+        os._exit(9)
+    add(self, trial)
+
+optuna.Study.add_trial = instead
+prepare(parse(WIDER), Run(Path(sys.argv[1]), sys.argv[2]), 1)
+"""
+
+
+def test_nobody_waits_for_a_process_of_this_machine_that_is_dead(folder, monkeypatch):
+    url = f"sqlite:///{folder}.db"
+    run(folder, LISTED, url, trials=4)
+    dead = subprocess.run([sys.executable, "-c", DIES, str(folder), url], env=os.environ)
+    assert dead.returncode == 9
+    assert len(revisions(open_storage(url), "listed")) == 2
+
+    def sleep(seconds):
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr(widening.time, "sleep", sleep)
+    run(folder, WIDER, url, trials=4, work=False)
+    assert len(opened(folder, url).records()) == 4
+    gc.collect()
+
+
+def test_a_study_of_somebody_else_is_never_deleted(finished):
+    theirs = optuna.create_study(study_name="listed (2)", storage=open_storage(finished))
+    theirs.ask()
+    run(finished, WIDER, trials=5)
+    study = opened(finished)
+    assert study.name == "listed (3)"
+    assert len(optuna.load_study(study_name="listed (2)", storage=study.storage).trials) == 1
+
+
+@on(["sqlite", "postgresql"])
+def test_of_two_commands_at_once_one_writes_and_the_other_waits(folder, url, monkeypatch):
+    run(folder, LISTED, url, trials=4)
+    before = everything(opened(folder, url))
+    experiment = parse(WIDER, overrides=("search.trials=4",))
+    add, begun, waits, said = optuna.Study.add_trial, threading.Event(), threading.Event(), []
+
+    def slowly(self, trial):
+        begun.set()
+        assert waits.wait(60)
+        add(self, trial)
+
+    def say(line):
+        said.append(line)
+        waits.set()
+
+    monkeypatch.setattr(optuna.Study, "add_trial", slowly)
+    first = threading.Thread(
+        target=lambda: widen(open_storage(url or folder), experiment, alone=False, say=print)
+    )
+    first.start()
+    assert begun.wait(60)
+    widen(open_storage(url or folder), experiment, alone=False, say=say)
+    first.join()
+    assert len(said) == 1
+    assert "waiting" in said[0]
+    storage = open_storage(url or folder)
+    assert sorted(revisions(storage, "listed")) == [1, 2]
+    assert everything(Study(storage, "listed")) == before
+
+
+def test_the_loser_of_the_race_for_the_name_takes_what_the_winner_wrote(finished, monkeypatch):
+    experiment, create = parse(WIDER), optuna.create_study
+
+    def late(**given):
+        monkeypatch.setattr(optuna, "create_study", create)
+        widen(open_storage(finished), experiment, alone=False, say=print)
+        return create(**given)
+
+    monkeypatch.setattr(optuna, "create_study", late)
+    said = []
+    widen(open_storage(finished), experiment, alone=False, say=said.append)
+    assert said == []
+    assert sorted(revisions(open_storage(finished), "listed")) == [1, 2]
+
+
+def test_a_coordinator_of_an_old_revision_says_where_the_run_goes_on(finished, monkeypatch):
+    experiment = parse(LISTED)
+    study, proposals = prepare(experiment, Run(finished), 1)
+    run(finished, WIDER, trials=5)
+    coordinator = Coordinator(Run(finished), experiment, study, proposals, 1)
+    monkeypatch.setattr(sys, "executable", "true")  # workers that find nothing to do
+    with pytest.raises(RunError, match=r"goes on as 'listed \(2\)'"):
+        coordinator.go(lambda event: None)
+
+
+@on(["journal", "sqlite"])
+def test_every_command_finds_the_newest_revision(tmp_path, url, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = ["--storage", url] if url else []
+    folder = tmp_path / "runs" / "listed"
+    run(folder, LISTED, url, trials=3)
+    (tmp_path / "wider.yaml").write_text(WIDER)
+
+    def archsearch(*words):
+        said = Console(file=io.StringIO(), width=300)
+        monkeypatch.setattr(cli, "console", said)
+        cli.app([*words, *place], standalone_mode=False)
+        return said.file.getvalue()
+
+    if url:
+        told = archsearch("run", "wider.yaml", "--trials", "4", "--workers", "1")
+        assert told.count("3 trials carried over") == 1
+        assert "listed (2): 4 trials" in told
+    else:
+        run(folder, WIDER, trials=4)
+    assert "listed (2): 4 trials" in archsearch("show", "runs/listed")
+    archsearch("export", "runs/listed", "out", "--trial", "3")
+    wanted = opened(folder, url).records()[3].genome
+    assert load_genome("out/model.yaml") == wanted
+
+
+def test_a_run_without_trials_takes_any_space(folder):
+    run(folder, LISTED, work=False)
+    run(folder, LISTED.replace("d_model: 16", "d_model: 24"), trials=2)
+    assert {r.genome.d_model for r in opened(folder).records().values()} == {24}
+    assert (folder / JOURNAL).exists()
