@@ -101,7 +101,8 @@ def _walks(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip
     walks: dict[str, list[Walk]] = {name: [] for name in names}
-    with Progress(*columns, console=console, transient=True) as progress:
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=len(names) * seeds * trials)
 
         def on_trial() -> None:

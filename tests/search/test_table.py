@@ -152,6 +152,14 @@ def test_a_torn_last_line_is_dropped_and_its_member_trained_again(path):
     assert path.read_bytes() == whole
 
 
+def test_two_processes_may_fill_one_table(path, tmp_path):
+    rows = list(Table(EXPERIMENT, path).rows.values())
+    one, other = (Table(EXPERIMENT, tmp_path / "new.jsonl") for _ in range(2))
+    for trained, table in zip(rows, (one, other, one), strict=True):
+        table.add(trained)
+    assert one.path.read_bytes() == path.read_bytes()
+
+
 def test_an_empty_file_is_a_table_to_fill(tmp_path, path):
     empty = tmp_path / "empty.jsonl"
     empty.touch()
