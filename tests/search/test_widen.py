@@ -342,7 +342,7 @@ def test_proposals_are_a_function_of_what_was_carried_over(folder, tmp_path, str
         """By workers that know no more than they must."""
         for index in (0, 1, 2, 19, 22):
             known = {i: record for i, record in records.items() if i <= index - 8}
-            proposals = Proposals(experiment, study.optuna.directions, 8, given)
+            proposals = Proposals(experiment, 8, given)
             yield index, proposals.propose(index, known, {}).genome
 
     wanted = {index: records[index].genome for index in (0, 1, 2, 19, 22)}
