@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from archsearch.errors import TrialError
+from archsearch.errors import RunError, TrialError
 from archsearch.memory import estimate, require_room
 from archsearch.model import Model, build
 from archsearch.train import Point, Task, Training, generator
@@ -144,18 +144,21 @@ def run_trial(
             goes on where it was put down, to the same bits; if not, it begins anew.
         on_progress: Called after every evaluation.
         hopeless: Told the scores so far after every stretch; a reason ends the trial as pruned.
-            What these two raise passes through, as does an `OSError` of the checkpoint.
+            What these two raise passes through.
+
+    Raises:
+        RunError: if the checkpoint cannot be written.
     """
     began = time.perf_counter()
     course = Course(genome, tasks, recipe, seed)
+    most = len(recipe.stops) if stretches is None else stretches
     status: Status = "ok"
     why = ""
     try:
-        course.begin(checkpoint)
+        course.begin(checkpoint, most)
     except Exception as error:  # noqa: BLE001 - whatever a block does wrong is the trial's result
         status, why = _reason(error)
     tokens = course.tokens
-    most = len(recipe.stops) if stretches is None else stretches
     advance = course.advance(most)
     while not why and course.running and len(course.scores) < most:
         try:
@@ -228,7 +231,7 @@ class Course:
                 self.trainings[label, k] = Training(model, task, self.recipe, data, held_out, noise)
                 self.curves[label, k] = []
         state = _read(checkpoint) if checkpoint else None
-        if state is not None and state.get("about") == self._about:
+        if state and state.get("about") == self._about and len(state["scores"]) <= most:
             self.scores = list(state["scores"])
             for name, training, curve in zip(
                 self.trainings, state["trainings"], state["curves"], strict=True
@@ -251,17 +254,31 @@ class Course:
                 yield Progress(*name, point, _mean(shares), stretched)
 
     def save(self, checkpoint: Path) -> None:
-        """Put the trial down; a process that dies meanwhile leaves the file as it was."""
+        """Put the trial down; a process that dies meanwhile leaves the file as it was.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
         state = {
             "about": self._about,
             "scores": self.scores,
             "trainings": [training.state_dict() for training in self.trainings.values()],
             "curves": [[asdict(point) for point in curve] for curve in self.curves.values()],
         }
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
         scratch = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
-        torch.save(state, scratch)
-        scratch.replace(checkpoint)
+        try:
+            checkpoint.parent.mkdir(exist_ok=True)
+            torch.save(state, scratch)
+            scratch.replace(checkpoint)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # torch says in words of its own that a disk is full
+            reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+            raise RunError(
+                f"{checkpoint} cannot be written: {reason}. Finished trials are safe; the same "
+                "command continues once it can be"
+            ) from None
 
     @property
     def _about(self) -> str:

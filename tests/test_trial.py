@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from archsearch.blocks.swiglu import SwiGLU
+from archsearch.errors import RunError
 from archsearch.genome import Gene, Genome
 from archsearch.sections import Recipe
 from archsearch.trial import WORST_LOSS, run_trial, task_label
@@ -20,7 +21,8 @@ RECIPE = Recipe(steps=8, evals=4, batch=4, eval_rows=16, lr=0.01)
 
 
 def trial(tasks=TASKS, seed=0, genome=GENOME, **more):
-    calls = {name: more.pop(name) for name in ("on_progress", "hopeless") if name in more}
+    names = ("on_progress", "hopeless", "stretches", "checkpoint")
+    calls = {name: more.pop(name) for name in names if name in more}
     return run_trial(genome, tasks, RECIPE.model_copy(update=more), seed, **calls)
 
 
@@ -180,3 +182,45 @@ def test_a_diverged_trial_has_the_worst_score_and_a_finite_loss(monkeypatch):
     assert result.status == "diverged"
     assert "not finite" in result.why or "nan" in result.why
     assert (result.score, result.loss) == (0, WORST_LOSS)
+
+
+@pytest.mark.parametrize("stretches", [1, 2, 3])
+def test_a_trial_that_was_put_down_ends_as_one_that_was_not(tmp_path, stretches):
+    file, whole = tmp_path / "trial.pt", trial(seeds=2)
+    half = trial(seeds=2, stretches=stretches, checkpoint=file)
+    assert (half.status, half.why) == ("paused", f"after {2 * stretches} of 8 steps")
+    assert half.scores == whole.scores[:stretches]
+    seen = []
+    rest = trial(seeds=2, checkpoint=file, on_progress=seen.append)
+    assert (rest.status, rest.runs, rest.scores) == ("ok", whole.runs, whole.scores)
+    assert min(progress.point.step for progress in seen) == 2 * stretches + 2
+    assert half.tokens + rest.tokens == whole.tokens
+    for one, other in zip(rest.models, whole.models, strict=True):
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1}, {"tasks": TASKS[:2]}, {"lr": 0.02}, {"seeds": 2},
+        {"genome": Genome(16, (Gene.of("swiglu"),))},
+    ],
+)  # fmt: skip
+def test_the_checkpoint_of_another_trial_is_not_taken_up(tmp_path, other):
+    file = tmp_path / "trial.pt"
+    trial(stretches=2, checkpoint=file, **other)
+    assert trial(checkpoint=file).runs == trial().runs
+
+
+def test_a_trial_that_is_further_on_than_it_may_be_starts_again(tmp_path):
+    file = tmp_path / "trial.pt"
+    trial(stretches=3, checkpoint=file)
+    again = trial(stretches=1, checkpoint=file)
+    assert again.scores == trial().scores[:1]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_no_result_of_the_genome(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="cannot be written"):
+        trial(checkpoint=tmp_path / "file" / "trial.pt")
