@@ -211,8 +211,10 @@ class Course:
             for (label, _), training in self.trainings.items()
         )
 
-    def begin(self, checkpoint: Path | None) -> None:
+    def begin(self, checkpoint: Path | None, most: int) -> None:
         """Build the models; take them up from `checkpoint` if it holds this very trial.
+
+        One that is further on than `most` stretches is left alone.
 
         Raises:
             OutOfMemory: before a model is built, if the trainings need more than the machine has.
@@ -270,10 +272,7 @@ class Course:
             checkpoint.parent.mkdir(exist_ok=True)
             torch.save(state, scratch)
             scratch.replace(checkpoint)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch says in words of its own that a disk is full
+        except (OSError, RuntimeError) as error:  # the latter is torch's, for a full disk
             reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
             raise RunError(
                 f"{checkpoint} cannot be written: {reason}. Finished trials are safe; the same "
