@@ -255,6 +255,17 @@ def word(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def as_whole(value: Value) -> int:
+    """A value that must be a whole number by now.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
 def _field(dim: Dim) -> Any:
     if dim.default not in dim and dim.default_from is None:
         raise ValueError(f"default {word(dim.default)} is not legal; legal: {dim.legal}")

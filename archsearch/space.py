@@ -7,15 +7,13 @@ at random, asking Optuna and replaying stored answers differ only in who answers
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from archsearch.canonical import kept
-from archsearch.dims import Dim, Value, one
+from archsearch.dims import Dim, Value, as_whole, one
 from archsearch.genome import FRAME, Gene, Genome
 
 if TYPE_CHECKING:
@@ -27,9 +25,6 @@ Choose = Callable[[str, Dim], Value]
 """Answers one question: the path of the choice and what is legal there."""
 Decisions = dict[str, Value]
 """The answers that lead to one genome, by path. Paths that were not asked are absent."""
-Count = Mapping[frozenset[str], float]
-"""Number of ways, by the set of shared definitions that they use."""
-
 
 SCHEMES = Dim(options=("sequence", "cycle", "cycle_rev"), default="sequence")
 """Orders in which the repeats of a stage use fewer sets of weights."""
@@ -163,16 +158,16 @@ class SearchSpace:
                 for k, (gene, reads) in enumerate(passes)
             ]
             ends[stage.name] = len(genes)
-        return _whole(d_model), tuple(genes), frame
+        return as_whole(d_model), tuple(genes), frame
 
     @property
     def has_prior(self) -> bool:
         """Whether some slot says how likely its options are."""
-        return any(slot.weights for _, slot in self._slots())
+        return any(slot.weights for _, slot in self.slots())
 
     def sample(self, rng: random.Random, *, uniform: bool = False) -> Decisions:
         """Draw every choice independently, by the slot's prior unless `uniform`."""
-        weights = {} if uniform else {path: slot.weights for path, slot in self._slots()}
+        weights = {} if uniform else {path: slot.weights for path, slot in self.slots()}
         decisions: Decisions = {}
 
         def draw(path: str, dim: Dim) -> Value:
@@ -221,31 +216,22 @@ class SearchSpace:
     @property
     def size(self) -> float:
         """Number of ways to answer every question; infinite if one is continuous."""
-        ways: Count = {frozenset(): 1.0}
-        for stage in self.stages:
-            ways = _times(ways, _stage_ways(stage))
-        shared = {
-            option.share: sum(_option_ways(option).values())
-            for _, slot in self._slots()
-            for option in slot.options
-            if option.share
-        }
-        outer = [*self.frame.values(), *([] if self.match else [self.d_model])]
-        members = sum(n * math.prod(shared[name] for name in used) for used, n in ways.items())
-        return members * math.prod(dim.count for dim in outer)
+        from archsearch.ways import size
+
+        return size(self)
 
     @property
     def varying(self) -> frozenset[tuple[str, str]]:
         """The (block, parameter) pairs that differ within the space."""
         seen: dict[tuple[str, str], set[Value]] = {}
-        for _, slot in self._slots():
+        for _, slot in self.slots():
             for option in slot.options:
                 for name, dim in option.params:
                     known = dim.options or (dim.low, dim.high)
                     seen.setdefault((option.block or "", name), set()).update(known)
         return frozenset(pair for pair, values in seen.items() if len(values) > 1)
 
-    def _slots(self) -> Iterator[tuple[str, Slot]]:
+    def slots(self) -> Iterator[tuple[str, Slot]]:
         """Every slot, with the path of its choice in a stage that repeats once."""
         for stage in self.stages:
             yield from _nested(stage.pattern, stage.name)
@@ -262,7 +248,7 @@ class SearchSpace:
 
 @cache
 def _widths(dim: Dim) -> tuple[int, ...]:
-    return tuple(sorted(_whole(width) for width in dim.values or ()))
+    return tuple(sorted(as_whole(width) for width in dim.values or ()))
 
 
 def _nested(pattern: tuple[Slot, ...], path: str) -> Iterator[tuple[str, Slot]]:
@@ -288,10 +274,10 @@ _Reading = tuple[Gene, tuple[str | int, ...]]
 
 def _repeats(stage: Stage, pick: Choose, shared: dict[str, Gene]) -> list[_Reading]:
     """Every pass through the slots of a stage."""
-    repeats = _whole(pick(f"{stage.name}.repeat", stage.repeat))
+    repeats = as_whole(pick(f"{stage.name}.repeat", stage.repeat))
     order: Sequence[int] = range(repeats)
     if stage.unique and repeats:
-        unique = _whole(pick(f"{stage.name}.unique", stage.unique))
+        unique = as_whole(pick(f"{stage.name}.unique", stage.unique))
         free = 1 < unique < repeats
         scheme = pick(f"{stage.name}.scheme", stage.scheme) if free else stage.scheme.first
         order = plan(repeats, min(unique, repeats), str(scheme))
@@ -326,7 +312,7 @@ def _genes(
         here = f"{path}.{slot.name}"
         label = pick(here, slot.dim)
         option = next(option for option in slot.options if option.label == label)
-        repeats = _whole(pick(f"{here}.repeat", slot.repeat))
+        repeats = as_whole(pick(f"{here}.repeat", slot.repeat))
         if option.block is not None and repeats:
             gene = _gene(option, here, pick, shared)
             combine = pick(f"{here}.combine", slot.combine) if len(slot.inputs) > 1 else "add"
@@ -350,54 +336,3 @@ def _gene(option: Option, path: str, pick: Choose, shared: dict[str, Gene]) -> G
 def option_path(option: Option, slot_path: str) -> str:
     """Where the parameters of an option are chosen; once for all uses of shared weights."""
     return f"define.{option.share}" if option.share else f"{slot_path}.{option.label}"
-
-
-def _stage_ways(stage: Stage) -> Count:
-    one = _times(*(_slot_ways(slot) for slot in stage.pattern))
-    total: dict[frozenset[str], float] = {}
-    for repeats in map(_whole, stage.repeat.values or ()):
-        if repeats == 0:
-            total[frozenset()] = total.get(frozenset(), 0) + 1
-            continue
-        uniques = map(_whole, (stage.unique.values if stage.unique else None) or (repeats,))
-        for unique in uniques:
-            schemes = stage.scheme.count if 1 < unique < repeats else 1
-            passes = min(unique, repeats) if stage.choose == "per_repeat" else 1
-            for used, number in _times(*[one] * passes).items():
-                total[used] = total.get(used, 0) + schemes * number
-    return total
-
-
-def _slot_ways(slot: Slot) -> Count:
-    ways: dict[frozenset[str], float] = {}
-    for option in slot.options:
-        for repeat in slot.repeat.values or ():
-            chosen = option.block is not None and _whole(repeat) > 0
-            used = frozenset({option.share} if option.share and chosen else ())
-            own = {used: 1.0} if option.share or not chosen else _option_ways(option)
-            combined = slot.combine.count if chosen and len(slot.inputs) > 1 else 1
-            for among, number in own.items():
-                ways[among] = ways.get(among, 0) + combined * number
-    return ways
-
-
-def _option_ways(option: Option) -> Count:
-    """Ways to choose the parameters of an option and what it holds."""
-    own = {frozenset[str](): float(math.prod(dim.count for _, dim in option.params))}
-    return _times(own, *(_slot_ways(slot) for slot in option.inner))
-
-
-def _times(*factors: Count) -> dict[frozenset[str], float]:
-    total: dict[frozenset[str], float] = {frozenset(): 1.0}
-    for factor in factors:
-        step: dict[frozenset[str], float] = {}
-        for (left, m), (right, n) in product(total.items(), factor.items()):
-            step[left | right] = step.get(left | right, 0) + m * n
-        total = step
-    return total
-
-
-def _whole(value: Value) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"{value!r} is not a whole number")
-    return value

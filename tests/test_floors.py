@@ -11,8 +11,8 @@ FLOORS = {
     0: "errors dims cost seeds words catalogue canonical genome expr drawing layout",
     1: "block wrapper kernels layers",
     2: "blocks",
-    3: "choices identity sections yaml_source stack_yaml space_yaml space locate library schema "
-    "stack model rules fits",
+    3: "choices identity sections yaml_source stack_yaml space_yaml space ways locate library "
+    "schema stack model rules fits",
     4: "train memory trial weights testing",
     5: "search",
     6: "export scale",
@@ -27,6 +27,7 @@ TORCH_FREE = [
     "stack_yaml",
     "space_yaml",
     "space",
+    "ways",
     "locate",
     "library",
     "schema",
