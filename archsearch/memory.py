@@ -78,10 +78,8 @@ def require_room(needed: int) -> None:
         raise OutOfMemory(f"needs about {size(needed)}, this machine has {size(there)}")
 
 
-def machine_bytes(device: torch.device | str = "cpu") -> int:
-    """Memory of a GPU; of a CPU the physical memory, or the limit of the process if smaller."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+def machine_bytes() -> int:
+    """The physical memory, or the limit of the process if that is smaller."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError):
         groups = Path("/proc/self/cgroup").read_text()

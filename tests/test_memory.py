@@ -186,11 +186,8 @@ def test_version_one_of_control_groups_is_read_too(tmp_path):
     assert group_limits("4:memory:/elsewhere\n", tmp_path) == [9000]
 
 
-def test_the_memory_of_the_machine_is_plausible_and_that_of_a_gpu_its_own(monkeypatch):
+def test_the_memory_of_the_machine_is_plausible():
     assert 2**28 < machine_bytes() < 2**50
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type(
-        "Properties", (), {"total_memory": 80 * 2**30}))  # fmt: skip
-    assert machine_bytes("cuda:1") == 80 * 2**30
 
 
 def test_what_does_not_fit_is_refused_in_words(monkeypatch):
