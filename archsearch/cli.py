@@ -16,7 +16,10 @@ from rich.console import Console
 from archsearch.errors import ArchsearchError, RunError, SpaceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from archsearch.search.study import Study
+    from archsearch.space_yaml import Experiment
 
 app = typer.Typer(
     help="Find the best hybrid sequence model that your blocks can make.",
@@ -88,14 +91,10 @@ def run(
 
     Results go to DIR/NAME: the study, a drawing of every trial, and the best model in best/.
     """
-    from archsearch.space_yaml import load
-
     overrides = [*(override or ())]
     overrides += [f"search.trials={trials}"] if trials else []
     overrides += [f"name={name}"] if name else []
-    experiment = load(space, tuple(overrides))
-    if not experiment.tasks:
-        raise SpaceError(f"{space} names no tasks; add e.g. `tasks: {{use: [mad/*]}}`")
+    experiment = _with_tasks(space, overrides)
     from archsearch.fits import check_fits
 
     for warning in (*experiment.warnings, *check_fits(experiment)):
@@ -197,11 +196,7 @@ def compare_samplers(
     A table keeps what each member scored. That of hybridbench is shipped, complete; for another
     space DIR/NAME/table.jsonl is filled as the searches go.
     """
-    from archsearch.space_yaml import load
-
-    experiment = load(space, tuple(override or ()))
-    if not experiment.tasks:
-        raise SpaceError(f"{space} names no tasks; add e.g. `tasks: {{use: [mad/*]}}`")
+    experiment = _with_tasks(space, override or ())
     from archsearch.report.compare import compare_samplers as compare
     from archsearch.search.proposals import NAMES
     from archsearch.search.table import Table
@@ -298,6 +293,20 @@ def dashboard(
     from archsearch.report.dashboard import serve
 
     serve(_study(run, storage), Path(run), port, console)
+
+
+def _with_tasks(space: str, overrides: Iterable[str]) -> Experiment:
+    """What a space file says.
+
+    Raises:
+        SpaceError: if it is wrong, or names nothing to train on.
+    """
+    from archsearch.space_yaml import load
+
+    experiment = load(space, tuple(overrides))
+    if not experiment.tasks:
+        raise SpaceError(f"{space} names no tasks; add e.g. `tasks: {{use: [mad/*]}}`")
+    return experiment
 
 
 def _study(run: str, storage: str) -> Study:
