@@ -24,7 +24,7 @@ model:
         - ffn: {swiglu: {mult: [1, 2, 3, 4, 5], act: [silu, gelu, relu2]}}
 tasks: {use: [mad/in-context-recall: {vocab: 8, seq_len: 16}]}
 recipe: {steps: 4, evals: 2, batch: 4, eval_rows: 16}
-search: {trials: 4}
+search: {trials: 4, finalists: 0}
 """
 
 
