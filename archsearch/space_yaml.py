@@ -20,6 +20,7 @@ from archsearch.dims import Dim, one
 from archsearch.errors import SpaceError, nearest
 from archsearch.expr import QUANTITIES, SCORES, Expr, ExprError, Takes
 from archsearch.genome import FRAME, Genome
+from archsearch.identity import identity
 from archsearch.library import read_space
 from archsearch.sections import (
     WIDTH,
@@ -391,13 +392,3 @@ def load_genome(source: str) -> Genome:
     if space.size != 1:
         raise SpaceError(f"{source} holds {space.size:g} architectures, not one")
     return space.replay({})
-
-
-def identity(data: Any) -> str:
-    """Canonical text of what defines a study: everything but budget, hints and notes."""
-    free = {"notes", "name", "version"}
-    kept = {key: value for key, value in data.items() if key not in free}
-    search = kept.get("search") or {}
-    fixed = ("seed", "rungs", "keep")
-    kept["search"] = {key: value for key, value in search.items() if key in fixed}
-    return yaml.safe_dump(kept, sort_keys=True)

@@ -11,7 +11,7 @@ FLOORS = {
     0: "errors dims cost seeds words catalogue canonical genome expr drawing layout",
     1: "block wrapper kernels layers",
     2: "blocks",
-    3: "choices sections yaml_source stack_yaml space_yaml space locate library schema "
+    3: "choices identity sections yaml_source stack_yaml space_yaml space locate library schema "
     "stack model rules fits",
     4: "train memory trial weights testing",
     5: "search",
@@ -21,6 +21,7 @@ FLOORS = {
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 TORCH_FREE = [
     "choices",
+    "identity",
     "sections",
     "yaml_source",
     "stack_yaml",

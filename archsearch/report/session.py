@@ -13,6 +13,7 @@ from archsearch.export import export
 from archsearch.report.finals import compare, control_lines, finals_lines, hold_finals
 from archsearch.report.live import Screen, View
 from archsearch.report.tables import trial_table
+from archsearch.search.finals import merged
 from archsearch.search.fresh import recall
 from archsearch.search.proposals import strangers
 from archsearch.search.run import Coordinator, Run, feasible, prepare
@@ -142,7 +143,7 @@ def _control(
     other, made = prepare(chance, apart, workers)
     _trials(chance, apart, other, made, workers, console)
     with in_words(run.place):
-        known = recall(apart.folder, other) | recall(run.folder, study)
+        known = merged(recall(apart.folder, other), recall(run.folder, study))
         hold_finals(other, chance, apart.folder, workers, console, known)
         compare(study, other, experiment, run.folder, workers, console, known)
 

@@ -44,8 +44,8 @@ def check_report(experiment: Experiment, source: str, workers: int, console: Con
         console: Where to print.
 
     Raises:
-        SpaceError: if a value fits nothing else, no member may be trained, or a genome of
-            `start_from` is not in the space.
+        SpaceError: if a value fits nothing else, if no member may be trained, or if one of the
+            genomes of `start_from` may not.
     """
     space, context = experiment.space, experiment.context
     for warning in (*experiment.warnings, *check_fits(experiment)):

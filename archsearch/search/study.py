@@ -11,12 +11,12 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import optuna
-import yaml
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from archsearch.errors import RunError
 from archsearch.genome import Genome
+from archsearch.identity import differences
 from archsearch.search.finals import Finals, Known, from_plain, judge, merged, to_plain
 from archsearch.search.revisions import newest, split
 from archsearch.search.rungs import Place
@@ -335,27 +335,6 @@ def described(experiment: Experiment) -> dict[str, Any]:
         "identity": experiment.identity,
         "context": experiment.context,
     }
-
-
-def differences(before: str, now: str) -> list[str]:
-    """What differs between two identities of an experiment: `path: old -> new`."""
-    old, new = (_leaves(yaml.safe_load(text)) for text in (before, now))
-    return [
-        f"{path}: {old.get(path, '-')} -> {new.get(path, '-')}"
-        for path in old | new
-        if old.get(path) != new.get(path)
-    ]
-
-
-def _leaves(data: Any, path: str = "") -> dict[str, str]:
-    """Plain data as one value for each path; a list of single values is one value."""
-    if isinstance(data, dict) and data:
-        parts = {f"{path}.{key}" if path else str(key): value for key, value in data.items()}
-    elif isinstance(data, list) and any(isinstance(item, dict | list) for item in data):
-        parts = {f"{path}[{i}]": item for i, item in enumerate(data)}
-    else:
-        return {path: str(data)}
-    return {place: text for part in parts for place, text in _leaves(parts[part], part).items()}
 
 
 def versions() -> dict[str, str]:

@@ -20,9 +20,10 @@ import yaml
 
 from archsearch.errors import RunError, SpaceError
 from archsearch.genome import Genome
+from archsearch.identity import differences
 from archsearch.library import shipped_tables
 from archsearch.rules import cached_cost, measure, members
-from archsearch.search.study import differences, versions
+from archsearch.search.study import versions
 from archsearch.trial import WORST_LOSS, run_trial
 
 if TYPE_CHECKING:

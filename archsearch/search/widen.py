@@ -20,18 +20,12 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
 from archsearch.errors import SpaceError
+from archsearch.identity import differences
 from archsearch.rules import Candidate, settle
 from archsearch.search.lease import ended, me
 from archsearch.search.revisions import revisions, title
 from archsearch.search.sampler import distributions
-from archsearch.search.study import (
-    Study,
-    described,
-    differences,
-    genome_of,
-    indexed,
-    record_of,
-)
+from archsearch.search.study import Study, described, genome_of, indexed, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

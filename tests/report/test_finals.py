@@ -149,14 +149,13 @@ def test_the_verdict_on_random_search_is_what_the_paired_interval_says():
 
 
 def test_what_is_random_anyway_needs_no_control(finished, tmp_path):
-    directions = ["maximize", "minimize"]
     for text, overrides, by_chance in [
         (LISTED, (), True),
         (LARGE, (), False),
         (LARGE, ("search.trials=18",), True),
         (LARGE, ("search.strategy=random",), True),
     ]:
-        assert Proposals(parse(text, overrides=overrides), directions, 8).by_chance == by_chance
+        assert Proposals(parse(text, overrides=overrides), 8).by_chance == by_chance
     shutil.copytree(finished, tmp_path / "here")
     args = ("run", "tiny.yaml", "--workers", "1", "--control", "random")
     again = archsearch(*args, cwd=tmp_path / "here")
@@ -176,7 +175,7 @@ def test_a_control_is_a_random_search_of_the_same_size_and_is_judged(tmp_path):
     run = tmp_path / "runs/large"
     study, control = opened(run), Study(open_storage(run / "control"), "large")
     chance = parse(LARGE, overrides=("search.strategy=random",))
-    drawn = Proposals(chance, ["maximize", "minimize"], 8)
+    drawn = Proposals(chance, 8)
     genomes = [drawn.propose(i, {}, {}).genome for i in range(22)]
     assert [control.records()[i].genome for i in range(22)] == genomes
     assert [study.records()[i].genome for i in range(22)] != genomes
