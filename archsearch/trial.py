@@ -140,8 +140,8 @@ def run_trial(
         seed: The study's seed. Starts and data depend on it, the task and the replicate, not on
             the genome: all genomes meet the same rows.
         stretches: After how many evaluations the trial pauses; None to train to the end.
-        checkpoint: A file that is written after every stretch. If it holds this very trial, that
-            goes on where it was put down, to the same bits; if not, it begins anew.
+        checkpoint: A file that is written after every stretch but the last. If it holds this very
+            trial, that goes on where it was put down, to the same bits; if not, it begins anew.
         on_progress: Called after every evaluation.
         hopeless: Told the scores so far after every stretch; a reason ends the trial as pruned.
             What these two raise passes through.
@@ -170,7 +170,7 @@ def run_trial(
             if progress.stretched:
                 why = hopeless(tuple(course.scores)) if course.running else ""
                 status = "pruned" if why else "ok"
-                if checkpoint and not why:
+                if checkpoint and course.running and not why:
                     course.save(checkpoint)
     if status == "ok" and course.running:
         status, why = "paused", f"after {recipe.stops[most - 1]} of {recipe.steps} steps"
@@ -273,7 +273,7 @@ class Course:
             torch.save(state, scratch)
             scratch.replace(checkpoint)
         except (OSError, RuntimeError) as error:  # the latter is torch's, for a full disk
-            reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+            reason = getattr(error, "strerror", None) or "is the disk full?"
             raise RunError(
                 f"{checkpoint} cannot be written: {reason}. Finished trials are safe; the same "
                 "command continues once it can be"

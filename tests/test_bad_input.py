@@ -24,7 +24,7 @@ model:
         - ffn: {swiglu: {mult: [1, 2, 3, 4, 5], act: [silu, gelu, relu2]}}
 tasks: {use: [mad/in-context-recall: {vocab: 8, seq_len: 16}]}
 recipe: {steps: 4, evals: 2, batch: 4, eval_rows: 16}
-search: {trials: 4}
+search: {trials: 4, finalists: 0}
 """
 
 
@@ -144,8 +144,12 @@ def test_a_directory_that_cannot_be_written(here):
 
 
 def test_a_full_disk(tmp_path):
-    """Files may grow to 24 KiB and no further, which the study file of fifteen trials does."""
-    (tmp_path / "tiny.yaml").write_text(TINY.replace("trials: 4", "trials: 15"))
+    """Files may grow to 24 KiB and no further, which the study file of fifteen trials does.
+
+    With one evaluation there are no checkpoints, which would be larger.
+    """
+    text = TINY.replace("trials: 4", "trials: 15").replace("evals: 2", "evals: 1")
+    (tmp_path / "tiny.yaml").write_text(text)
     command = [sys.executable, "-m", "archsearch", "run", "tiny.yaml", "--workers", "1"]
     limited = ["bash", "-c", 'ulimit -f 24; exec "$@"', "bash", *command]
     done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True)

@@ -120,10 +120,16 @@ def _interrupts_later() -> Iterator[None]:
 
 
 def _begin() -> None:
-    """One thread for sums, another that ends this process with the one that started it."""
+    """One thread for sums, another that ends this process with the one that started it.
+
+    What a block prints is not for the terminal.
+    """
     import torch
 
     torch.set_num_threads(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
     parent = parent_process()
 
     def leave_with_parent() -> None:

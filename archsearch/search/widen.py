@@ -131,12 +131,14 @@ def _moved(study: Study, experiment: Experiment) -> list[FrozenTrial]:
             trial.state = TrialState.FAIL
             trial.user_attrs["given_back"] = True
         trial.params, trial.distributions = {}, {}
-        genome = genome_of(trial)
-        if genome and not trial.user_attrs.get("outside"):
+        if genome := genome_of(trial):
             try:
                 trial.params = _located(genome, experiment)
                 trial.distributions = distributions(experiment.space, trial.params)
+                trial.user_attrs.pop("outside", None)
             except SpaceError as error:
+                if trial.user_attrs.get("outside"):
+                    continue
                 if record_of(trial, index):
                     foreign[index] = str(error)
                 del trial.user_attrs["genome_json"]

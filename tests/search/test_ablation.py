@@ -3,7 +3,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from archsearch.genome import Gene, Genome
@@ -51,6 +51,7 @@ def test_every_kind_of_edit_is_made_where_it_can_be():
     ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=6), st.floats(0.05, 0.2))
 def test_a_steady_loss_is_found_and_noise_around_zero_is_not(usual, loss):
     genome, edited = Genome(32, (MAMBA, SWIGLU)), Genome(32, (MAMBA,))

@@ -28,7 +28,7 @@ from archsearch.search.finals import Fresh, from_plain, interval, merged, to_pla
 from archsearch.search.fresh import missing, recall, remember, train
 from archsearch.search.study import Study
 from archsearch.space_yaml import parse
-from tests.search.helpers import LISTED, alive, process, searched
+from tests.search.helpers import LISTED, alive, opened, process, searched, worker
 
 GENOMES = [Genome(8 * width, (Gene.of("swiglu", mult=2),)) for width in range(1, 9)]
 """From the cheapest to the dearest."""
@@ -145,6 +145,7 @@ def test_group_and_winner_are_what_the_intervals_say(scores, text):
     assert study.best().index == winner
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=10))
 def test_an_interval_is_students(values):
     mean, half = interval(values)
@@ -215,6 +216,18 @@ def test_finals_are_the_same_with_any_number_of_processes_and_after_an_interrupt
     once = {genomes[0].key: {0: Fresh(2.0, 0.0, None)}}
     train(experiment, genomes[:1], 1, 1, once)
     assert once == {genomes[0].key: {0: Fresh(2.0, 0.0, None)}}
+
+
+def test_a_search_that_goes_on_keeps_the_weights_of_finalists(tmp_path):
+    study = searched(tmp_path, LISTED, "search.trials=2")
+    keys = {record.genome.key for record in study.records().values()}
+    study.keep_finals(2, 2, {key: {0: Fresh(0.5, 1.0, None)} for key in keys})
+    for key in keys:
+        (tmp_path / "weights" / key).mkdir(exist_ok=True)
+    worker(tmp_path, 12).work()
+    kept = {path.name for path in (tmp_path / "weights").iterdir()}
+    assert kept == keys | {record.genome.key for record in opened(tmp_path).front()}
+    assert len(kept) < 12
 
 
 def test_a_process_that_dies_ends_the_finals_in_words_and_costs_what_it_was_doing():

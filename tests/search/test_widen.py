@@ -24,6 +24,7 @@ from rich.console import Console
 
 from archsearch import cli
 from archsearch.errors import RunError
+from archsearch.genome import Gene, Genome
 from archsearch.rules import members, settle
 from archsearch.search import widen as widening
 from archsearch.search.lease import reap
@@ -33,7 +34,7 @@ from archsearch.search.run import Coordinator, Run, prepare
 from archsearch.search.storage import JOURNAL, open_storage
 from archsearch.search.study import Study, indexed
 from archsearch.search.widen import carried, widen
-from archsearch.space_yaml import load_genome, parse
+from archsearch.space_yaml import dump, load_genome, parse
 from tests.search.helpers import LARGE, LISTED, opened, outcome, worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -348,6 +349,45 @@ def test_proposals_are_a_function_of_what_was_carried_over(folder, tmp_path, str
     wanted = {index: records[index].genome for index in (0, 1, 2, 19, 22)}
     assert dict(proposed(carried(study))) == wanted
     assert dict(proposed({})) != wanted
+
+
+def test_trials_that_wait_at_a_rung_go_on_in_the_new_space(folder):
+    text, wide = (t.replace("search: {", "search: {rungs: [2], ") for t in (LISTED, WIDER))
+    run(folder, text, trials=12, work=False)
+    interrupted(folder, after=13)
+    before = everything(opened(folder))
+    run(folder, wide, trials=15)
+    study = opened(folder)
+    after = everything(study)
+    assert {index: after[index] for index in before} == before
+    records, went_on = study.records(), {}
+    for record in records.values():
+        if "continues" in record.attrs:
+            went_on[record.attrs["continues"]] = record
+    for index, record in went_on.items():
+        assert records[index].genome == record.genome
+        assert record.scores[:1] == records[index].scores
+    begun = [r.genome for r in records.values() if "continues" not in r.attrs]
+    assert len(begun) == len({*begun}) == 15
+    assert any(index in before and record.index not in before for index, record in went_on.items())
+
+
+def test_a_genome_for_comparison_is_kept_until_the_space_holds_it(folder, tmp_path):
+    beside = Genome(16, (Gene.of("swiglu", mult=6, act="silu"),))
+    (tmp_path / "beside.yaml").write_text(dump(beside))
+    start = f"trials: 12, start_from: [{tmp_path}/beside.yaml]"
+    run(folder, LISTED.replace("trials: 12", start), trials=3)
+    before = everything(opened(folder))
+    assert before[0][1] == beside
+    run(folder, WIDER.replace("trials: 12", start), trials=4)
+    after = everything(opened(folder))
+    assert {index: after[index] for index in before} == before
+    run(folder, WIDER.replace("4, 5]", "4, 5, 6]").replace("trials: 12", start), trials=5)
+    records = opened(folder).records()
+    assert records[0].genome == beside
+    assert "outside" not in records[0].attrs
+    assert records[0].params
+    assert len({r.genome for r in records.values()}) == 5
 
 
 @contextmanager
