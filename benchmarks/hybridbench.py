@@ -26,8 +26,9 @@ from typing import Any
 from rich.console import Console
 
 from archsearch.genome import Genome
-from archsearch.report.compare import JSON, compare_samplers
+from archsearch.report.compare import JSON, SVG, compare_samplers
 from archsearch.rules import members
+from archsearch.search.compare import budgets
 from archsearch.search.proposals import NAMES
 from archsearch.search.table import Table, train
 from archsearch.space_yaml import load
@@ -85,10 +86,14 @@ def measure(out: Path, seeds: int, trials: int, strategies: list[str]) -> None:
             folder = Path(scratch)
             compare_samplers(SPACE, table, strategies, seeds, trials, folder, Console(width=80))
             found = json.loads((folder / JSON).read_text())
+            if name == "score":
+                out.with_suffix(".svg").write_text((folder / SVG).read_text())
         slow = found["strategies"]["random"]["median_trials_to_target"]
         for figures in found["strategies"].values():
             fast = figures["median_trials_to_target"]
             figures["random_needs_times"] = round(slow / fast, 2) if slow and fast else None
+            bands = [figures.pop(k) for k in ("mean", "low", "high")]
+            figures["mean, low, high"] = {n: [b[n - 1] for b in bands] for n in budgets(trials)}
             del figures["curves"]
         results[name] = found
     machine = {"system": platform.platform(), "processor": platform.machine()}

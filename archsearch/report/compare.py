@@ -208,7 +208,8 @@ def _times(findings: Sequence[Finding], trials: int) -> str:
 def _next(source: str, findings: Sequence[Finding], seeds: int) -> str:
     better = [f for f in findings if f.tests and f.tests[-1].verdict == "better"]
     if better:
-        return f"next: archsearch run {source} --set search.strategy={better[0].name}"
+        fastest = min(better, key=lambda f: f.median)
+        return f"next: archsearch run {source} --set search.strategy={fastest.name}"
     return f"next: archsearch compare-samplers {source} --seeds {2 * seeds}"
 
 
