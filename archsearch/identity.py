@@ -11,10 +11,18 @@ def identity(data: Any) -> str:
     """Canonical text of what defines a study: everything but budget, hints and notes."""
     free = {"notes", "name", "version"}
     kept = {key: value for key, value in data.items() if key not in free}
+    kept = {key: _without_hints(value) for key, value in kept.items()}
     search = kept.get("search") or {}
     fixed = ("seed", "rungs", "keep")
     kept["search"] = {key: value for key, value in search.items() if key in fixed}
     return yaml.safe_dump(kept, sort_keys=True)
+
+
+def _without_hints(data: Any) -> Any:
+    """The same without the priors of slots."""
+    if isinstance(data, dict):
+        return {key: _without_hints(value) for key, value in data.items() if key != "prior"}
+    return [_without_hints(item) for item in data] if isinstance(data, list) else data
 
 
 def differences(before: str, now: str) -> list[str]:

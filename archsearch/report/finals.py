@@ -50,7 +50,7 @@ def hold_finals(
     _train("finals", experiment, names, workers, console, known, keep, weights)
 
 
-def compare(
+def compare_with_control(
     study: Study,
     control: Study,
     experiment: Experiment,

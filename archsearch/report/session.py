@@ -10,7 +10,7 @@ from rich.text import Text
 
 from archsearch.errors import RunError
 from archsearch.export import export
-from archsearch.report.finals import compare, control_lines, finals_lines, hold_finals
+from archsearch.report.finals import compare_with_control, control_lines, finals_lines, hold_finals
 from archsearch.report.live import Screen, View
 from archsearch.report.tables import trial_table
 from archsearch.search.finals import merged
@@ -145,7 +145,7 @@ def _control(
     with in_words(run.place):
         known = merged(recall(apart.folder, other), recall(run.folder, study))
         hold_finals(other, chance, apart.folder, workers, console, known)
-        compare(study, other, experiment, run.folder, workers, console, known)
+        compare_with_control(study, other, experiment, run.folder, workers, console, known)
 
 
 def summary(study: Study, folder: Path) -> RenderableType:
@@ -155,7 +155,8 @@ def summary(study: Study, folder: Path) -> RenderableType:
         return Text(f"{study.name}: no trial has finished yet")
     goals = tuple(goal.name for goal in experiment.goals)
     front, best = study.front(), study.best()
-    others = (r for r in records if r not in front)
+    beside = [r for r in records if r.attrs.get("outside")]
+    others = (r for r in records if r not in front and r not in beside)
     rest = sorted(others, key=lambda r: (-r.attrs.get("rung", 0), -r.score, r.index))
     rows = (front + rest)[:MOST_ROWS]
     varying = experiment.space.varying
@@ -167,8 +168,10 @@ def summary(study: Study, folder: Path) -> RenderableType:
     parts.append(trial_table(front, goals, varying, best, title=f"front of {len(front)}"))
     if len(rows) > len(front):
         parts += [Text(), trial_table(rows[len(front) :], goals, varying, title="the others")]
-    if len(records) > len(rows):
-        parts.append(Text(f"and {len(records) - len(rows)} more", style="dim"))
+    if more := len(records) - len(beside) - len(rows):
+        parts.append(Text(f"and {more} more", style="dim"))
+    if beside:
+        parts += [Text(), trial_table(beside, goals, varying, title="for comparison")]
     if best is None:
         why = next((r.why for r in records if r.why), "")
         return Group(*parts, Text(), Text(f"no trial ended well; e.g. {why}"))

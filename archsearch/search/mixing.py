@@ -18,8 +18,7 @@ Arm = Literal["random", "prior", "strategy"]
 SHRINK = 3
 """The best 1/3 are looked at, and by this factor the uniform share falls."""
 HINTED = ("start_from", "prior")
-CHANCE = ("start_from", "prior", "random")
-"""Origins that are not the strategy's."""
+"""Origins of what the hints gave."""
 
 
 def pick(origins: Sequence[str], first: int, rng: random.Random) -> Arm:
@@ -39,5 +38,5 @@ def pick(origins: Sequence[str], first: int, rng: random.Random) -> Arm:
         return "prior"
     best = origins[: max(1, known // SHRINK)]
     hinted = 1 + sum(origin in HINTED for origin in best)
-    learned = 1 + sum(origin not in CHANCE for origin in best)
+    learned = 1 + sum(origin not in (*HINTED, "random") for origin in best)
     return "prior" if rng.random() * (hinted + learned) < hinted else "strategy"

@@ -11,7 +11,7 @@ import dataclasses
 import random
 from itertools import islice
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archsearch.errors import SpaceError
 from archsearch.rules import Candidate, draw, measure, members, settle
@@ -24,6 +24,7 @@ from archsearch.seeds import seed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from archsearch.dims import Value
     from archsearch.genome import Genome
     from archsearch.search.rungs import Place
     from archsearch.search.study import Record
@@ -155,7 +156,8 @@ class Proposals:
         self.ready(index, records)
         places = self.schedule.places
         if index < len(places) and (before := places[index].continues) is not None:
-            return self._again(records[before])
+            record = records[before]
+            return known(record.params, record.genome, record.attrs)
         others = (i for i in begun if i != index and self.schedule.is_new(i))
         taken = {begun[i] for i in others}
         taken |= {self.propose(i, records, begun).genome for i in range(index) if i not in begun}
@@ -177,14 +179,6 @@ class Proposals:
             if not left:
                 raise
             return left[0]
-
-    def _again(self, record: Record) -> Candidate:
-        """The candidate of a trial that goes on."""
-        attrs = record.attrs
-        return Candidate(
-            tuple(record.params.items()), record.genome, attrs.get("move", ""),
-            attrs.get("parent"), attrs["origin"], attrs.get("outside", False),
-        )  # fmt: skip
 
     def _arm(self, index: int, ordinal: int, records: Mapping[int, Record]) -> mixing.Arm | None:
         """Who makes a proposal; None for a random draw, by the prior where there is one."""
@@ -291,9 +285,9 @@ class Proposals:
     def _tried(
         self, began: Record, record: Record, gains: Mapping[int, Sequence[tuple[float, float]]]
     ) -> Tried:
-        known = began.index, record.index
-        if known in self._tries:
-            return self._tries[known]
+        which = began.index, record.index
+        if which in self._tries:
+            return self._tries[which]
         attrs = began.attrs
         values = () if attrs.get("outside") else self._reached(record)
         if record.status == "paused" and values:
@@ -304,7 +298,7 @@ class Proposals:
             values = self._signed(record.genome, score, record.loss + sum(m[1] for m in means))
         tried = Tried(dict(began.params), values, attrs.get("move", ""), attrs.get("parent"))
         if record.status != "paused":
-            self._tries[known] = tried
+            self._tries[which] = tried
         return tried
 
     def _reached(self, record: Record) -> tuple[float, ...]:
@@ -314,15 +308,23 @@ class Proposals:
         return self._turned(record.values)
 
     def _signed(self, genome: Genome, score: float, loss: float) -> tuple[float, ...]:
-        known = {"score": score, "loss": loss}
+        trained = {"score": score, "loss": loss}
         goals, context = self.experiment.goals, self.experiment.context
-        return self._turned([measure(goal.expr, genome, context, known) for goal in goals])
+        return self._turned([measure(goal.expr, genome, context, trained) for goal in goals])
 
     def _turned(self, values: Sequence[float]) -> tuple[float, ...]:
         return tuple(
             -value if goal.maximize else value
             for value, goal in zip(values, self.experiment.goals, strict=False)
         )
+
+
+def known(params: Mapping[str, Value], genome: Genome, attrs: Mapping[str, Any]) -> Candidate:
+    """The candidate of a trial that began before, from its parameters and attributes."""
+    return Candidate(
+        tuple(params.items()), genome, attrs.get("move", "random"), attrs.get("parent"),
+        attrs.get("origin", "random"), attrs.get("outside", False),
+    )  # fmt: skip
 
 
 def strangers(experiment: Experiment) -> list[str]:

@@ -54,11 +54,11 @@ class Schedule:
     keep: float = 1 / 3
     values: Callable[[Record], tuple[float, ...]] = lambda record: record.values
     always: int = 0
-    places: list[Place] = field(default_factory=list)
-    over: bool = False
+    places: list[Place] = field(init=False, default_factory=list)
+    over: bool = field(init=False, default=False)
     """Whether no place is left."""
-    _promoted: set[int] = field(default_factory=set)
-    _new: list[int] = field(default_factory=list)
+    _promoted: set[int] = field(init=False, default_factory=set)
+    _new: list[int] = field(init=False, default_factory=list)
     """The places of new genomes."""
 
     @property

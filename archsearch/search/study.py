@@ -82,6 +82,7 @@ class Study:
         self.storage = storage
         self._ended: dict[int, Record] = {}
         self._begun: dict[int, tuple[int, Genome, Place]] = {}
+        self._parsed: tuple[tuple[dict[str, Any], int | None], Experiment] | None = None
 
     @classmethod
     def only(cls, storage: BaseStorage) -> Study:
@@ -165,11 +166,14 @@ class Study:
         The genomes of `start_from` come from the study: the files may be elsewhere by now.
         """
         about = self.about
-        more = (f"search.trials={trials}",) if trials is not None else ()
-        overrides = (*about["overrides"], "search.start_from=[]", *more)
-        experiment = parse(about["space"], f"{self.name}.yaml", overrides)
-        seeds = tuple(Genome.from_json(seed) for seed in about["seeds"])
-        return dataclasses.replace(experiment, seeds=seeds)
+        if self._parsed is None or self._parsed[0] != (about, trials):
+            more = (f"search.trials={trials}",) if trials is not None else ()
+            overrides = (*about["overrides"], "search.start_from=[]", *more)
+            experiment = parse(about["space"], f"{self.name}.yaml", overrides)
+            seeds = tuple(Genome.from_json(seed) for seed in about["seeds"])
+            experiment = dataclasses.replace(experiment, seeds=seeds)
+            self._parsed = (about, trials), experiment
+        return self._parsed[1]
 
     @property
     def maximize(self) -> tuple[bool, ...]:
@@ -210,11 +214,16 @@ class Study:
         return self._begun.values()
 
     def front(self, records: Iterable[Record] | None = None) -> list[Record]:
-        """The trials that no other dominates, best first; of all of them unless `records` says."""
-        among = self.records().values() if records is None else records
-        done = [r for r in among if r.values and r.status == "ok"]
+        """The members that no other dominates, best first; of all of them unless `records` says."""
+        done = self._done(records)
         front = [r for r in done if not any(self.dominates(o.values, r.values) for o in done)]
         return sorted(front, key=lambda r: (self._signed(r.values), r.index))
+
+    def _done(self, records: Iterable[Record] | None = None) -> list[Record]:
+        """The members that were trained to their end."""
+        among = self.records().values() if records is None else records
+        ended = (r for r in among if r.values and r.status == "ok")
+        return [r for r in ended if not r.attrs.get("outside")]
 
     def dominates(self, one: tuple[float, ...], other: tuple[float, ...]) -> bool:
         """Whether `one` is at least as good everywhere and better somewhere."""
@@ -244,7 +253,7 @@ class Study:
 
     def finalists(self, count: int) -> list[Record]:
         """The trials to run on fresh seeds: the best of the front and of the others by turns."""
-        done = [r for r in self.records().values() if r.values and r.status == "ok"]
+        done = self._done()
         front = self.front(done)
         places = {record.index for record in front}
         others = [r for r in done if r.index not in places]

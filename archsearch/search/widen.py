@@ -23,6 +23,7 @@ from archsearch.errors import SpaceError
 from archsearch.identity import differences
 from archsearch.rules import Candidate, settle
 from archsearch.search.lease import ended, me
+from archsearch.search.proposals import known
 from archsearch.search.revisions import revisions, title
 from archsearch.search.sampler import distributions
 from archsearch.search.study import Study, described, genome_of, indexed, record_of
@@ -100,11 +101,7 @@ def carried(study: Study) -> dict[int, Candidate]:
     count = study.optuna.user_attrs.get(CARRIED, {}).get("trials", 0)
     for trial, index in indexed(study.trials()[:count]):
         if genome := genome_of(trial):
-            attrs = trial.user_attrs
-            found[index] = Candidate(
-                tuple(trial.params.items()), genome, attrs.get("move", "random"),
-                attrs.get("parent"), attrs.get("origin", "random"), attrs.get("outside", False),
-            )  # fmt: skip
+            found[index] = known(trial.params, genome, trial.user_attrs)
     return found
 
 

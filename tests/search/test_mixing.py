@@ -82,5 +82,6 @@ def test_a_uniform_draw_ignores_the_prior():
 
     assert nothing(uniform=False) > 0.8
     assert nothing(uniform=True) < 0.65
+    assert parse(HINTED).identity == parse(LARGE).identity, "a hint may change on the way"
     assert space.has_prior
     assert not parse(LARGE).space.has_prior

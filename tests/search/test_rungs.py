@@ -301,6 +301,20 @@ def test_a_genome_for_comparison_is_trained_to_its_end_and_has_no_decisions(tmp_
     assert all(r.params for r in study.latest() if r not in beside)
 
 
+def test_a_genome_for_comparison_never_wins_however_good_it_is(tmp_path):
+    (tmp_path / "stranger.yaml").write_text(dump(Genome(16, (Gene.of("attention", heads=2),))))
+    goals = "objectives: [{maximize: state_bytes}, {maximize: score}]"
+    text = RUNGS.replace("objectives: [{maximize: score}, {minimize: params}]", goals)
+    start = f"search.start_from=[{tmp_path}/stranger.yaml]"
+    study = searched(tmp_path / "run", text, start, "search.trials=7", "search.rungs=[]")
+    records = study.records().values()
+    top = max(records, key=lambda r: r.values[0])
+    assert top.attrs["outside"]
+    assert top not in study.front()
+    assert study.best() != top
+    assert top not in study.finalists(10)
+
+
 def test_one_objective_is_reported_to_optuna_at_every_stretch(tmp_path):
     text = RUNGS.replace(", {minimize: params}", "").replace("trials: 20", "trials: 9")
     study = searched(tmp_path / "run", text)
