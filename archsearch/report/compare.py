@@ -200,9 +200,11 @@ def _times(findings: Sequence[Finding], trials: int) -> str:
     parts = [
         f"{over}{slow / f.median:.1f} times as many as {f.name}"
         for f in findings
-        if f.tests and not math.isinf(f.median)
+        if f.tests and f.tests[-1].verdict == "better"
     ]
-    return f"to get to X, {REFERENCE} needs {', '.join(parts) or 'fewer trials than all others'}"
+    if not parts:
+        return f"no strategy is known to get to X sooner than {REFERENCE}"
+    return f"to get to X, {REFERENCE} needs {', '.join(parts)}"
 
 
 def _next(source: str, findings: Sequence[Finding], seeds: int) -> str:
@@ -210,7 +212,7 @@ def _next(source: str, findings: Sequence[Finding], seeds: int) -> str:
     if better:
         fastest = min(better, key=lambda f: f.median)
         return f"next: archsearch run {source} --set search.strategy={fastest.name}"
-    return f"next: archsearch compare-samplers {source} --seeds {2 * seeds}"
+    return f"next: the same command with --seeds {2 * seeds}"
 
 
 def report(judge: Judge, findings: Sequence[Finding], trials: int) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def explain(
         RunError: if the run directory cannot be written.
     """
     ranked = sorted(study.records().values(), key=lambda r: (-r.score, r.index))
-    edited = ablation.edits(record.genome, [r.genome for r in ranked if r.values])
+    edited = ablation.edits(record.genome, [r.genome for r in ranked if not r.attrs.get("outside")])
     genomes = [record.genome, *(edit.genome for edit in edited)]
     experiment, known = study.experiment(), recall(folder, study)
     wanted = missing(genomes, seeds, known)

@@ -165,16 +165,20 @@ def summary(study: Study, folder: Path) -> RenderableType:
         _headline(study.name, experiment.recipe.seeds, records, seconds),
         Text(),
     ]
-    parts.append(trial_table(front, goals, varying, best, title=f"front of {len(front)}"))
+    if front:
+        parts.append(trial_table(front, goals, varying, best, title=f"front of {len(front)}"))
     if len(rows) > len(front):
         parts += [Text(), trial_table(rows[len(front) :], goals, varying, title="the others")]
     if more := len(records) - len(beside) - len(rows):
         parts.append(Text(f"and {more} more", style="dim"))
     if beside:
         parts += [Text(), trial_table(beside, goals, varying, title="for comparison")]
+        parts.append(Text(f"not in the space: {', '.join(strangers(experiment))}", style="dim"))
     if best is None:
+        waiting = sum(r.status == "paused" for r in records)
         why = next((r.why for r in records if r.why), "")
-        return Group(*parts, Text(), Text(f"no trial ended well; e.g. {why}"))
+        said = f"{waiting} trials wait at a rung" if waiting else f"no trial ended well; e.g. {why}"
+        return Group(*parts, Text(), Text(said))
     per_task = "  ".join(
         f"{name.removeprefix('accuracy/').removeprefix('mad/')} {value:.3f}"
         for name, value in best.attrs.items()

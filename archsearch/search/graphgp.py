@@ -77,7 +77,8 @@ def child(
         return Child(tree.sample(rng))
     ranks = dict(zip(done, fitness([history[i].values for i in done]), strict=True))
     ranked = sorted(done, key=ranks.__getitem__)
-    pool = [c for c in _candidates(tree, history, ranked[:TOP], rng) if wanted(c.decisions)]
+    made = {tuple(c.decisions.items()): c for c in _candidates(tree, history, ranked[:TOP], rng)}
+    pool = [c for c in made.values() if wanted(c.decisions)]
     if not pool:
         return None
     kept = ranked
@@ -98,7 +99,7 @@ def child(
     gain_C = [
         d * (z * normal.cdf(z) + normal.pdf(z)) for d, z in zip(deviation_C, z_C, strict=True)
     ]
-    return pool[int(np.argmax(gain_C))]
+    return pool[int(np.argmax(np.round(gain_C, 9)))]  # rounding goes with the size of the pool
 
 
 def _candidates(

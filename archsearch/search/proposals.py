@@ -67,9 +67,8 @@ class Proposals:
         self._first = seed_candidates(experiment)
         self._listed = members(space, context)
         random.Random(seed(search.seed, "order")).shuffle(self._listed or [])
-        outside = sum(candidate.outside for candidate in self._first)
-        most = search.trials if self._listed is None else len(self._listed) + outside
-        self._everything = self._listed is not None and search.trials >= most
+        most = search.trials if self._listed is None else len(self._listed)
+        self._everything = search.trials >= most and self._listed is not None
         self.genomes = min(search.trials, most)
         self.strategy = search.strategy
         if search.strategy == "auto":
@@ -80,8 +79,9 @@ class Proposals:
         self._hinted = space.has_prior or any(not c.outside for c in self._first)
         self._made = dict(carried)
         self._tries: dict[tuple[int, int], Tried] = {}
+        begun = self.genomes + sum(candidate.outside for candidate in self._first)
         self.schedule = Schedule(
-            self.genomes, lag, len(experiment.waits), search.keep, self._reached, len(self._first)
+            begun, lag, len(experiment.waits), search.keep, self._reached, len(self._first)
         )
 
     @property

@@ -2,7 +2,7 @@
 
 Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934): a trial waits after some steps,
 and the best `keep` of those that came as far go on from their checkpoints. Several objectives are
-compared by Pareto rank, then by crowding.
+compared by Pareto rank, then by crowding, then by the first of them.
 
 The sequence of trials is one of places. What place n is for is a function of the trials before
 n - lag + 1 alone, so who finished first changes nothing; once every genome has begun, later trials
@@ -150,4 +150,4 @@ class Schedule:
         if not valued:
             return []
         ranks = dict(zip(valued, fitness(list(valued.values()), most), strict=True))
-        return sorted(valued, key=lambda i: (ranks[i], i))[:most]
+        return sorted(valued, key=lambda i: (ranks[i], valued[i], i))[:most]

@@ -171,7 +171,9 @@ class Study:
             overrides = (*about["overrides"], "search.start_from=[]", *more)
             experiment = parse(about["space"], f"{self.name}.yaml", overrides)
             seeds = tuple(Genome.from_json(seed) for seed in about["seeds"])
-            experiment = dataclasses.replace(experiment, seeds=seeds)
+            named = {"start_from": about.get("start_from", [])}
+            search = experiment.search.model_copy(update=named)
+            experiment = dataclasses.replace(experiment, seeds=seeds, search=search)
             self._parsed = (about, trials), experiment
         return self._parsed[1]
 
@@ -240,16 +242,14 @@ class Study:
         if records is None and (finals := self.finals()):
             return finals.winner.record
         front = self.front(records)
-        if not front:
-            return None
-        top = front[0]
+        tied = (record for record in front if self._tied(front[0], record))
+        return min(tied, key=lambda r: (self._signed(r.values)[1:], r.index), default=None)
+
+    def _tied(self, one: Record, other: Record) -> bool:
+        """Whether two trials cannot be told apart by the first objective."""
         scored = (self.optuna.metric_names or [""])[0] == "score"
-
-        def tied(other: Record) -> bool:
-            spread = 2 * (top.error**2 + other.error**2) ** 0.5 if scored else 0.0
-            return abs(top.values[0] - other.values[0]) <= spread
-
-        return min(filter(tied, front), key=lambda r: (self._signed(r.values)[1:], r.index))
+        spread = 2 * (one.error**2 + other.error**2) ** 0.5 if scored else 0.0
+        return abs(one.values[0] - other.values[0]) <= spread
 
     def finalists(self, count: int) -> list[Record]:
         """The trials to run on fresh seeds: the best of the front and of the others by turns."""
@@ -340,6 +340,7 @@ def described(experiment: Experiment) -> dict[str, Any]:
     return {
         "space": experiment.text,
         "overrides": list(experiment.overrides),
+        "start_from": experiment.search.start_from,
         "seeds": [genome.to_json() for genome in experiment.seeds],
         "identity": experiment.identity,
         "context": experiment.context,

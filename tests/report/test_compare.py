@@ -36,7 +36,7 @@ def test_the_page_fits_and_says_what_may_be_said(folder):
             rf"^{name} +not distinguishable +2 \(1\), 4 \(1\), 8 \(1\), X \(1\)", page, re.M
         )
     assert "7 paired seeds of 8 trials each" in page
-    assert lines[-1] == "next: archsearch compare-samplers space.yaml --seeds 14"
+    assert lines[-1] == "next: the same command with --seeds 14"
 
 
 def test_the_curves_are_written(folder):
