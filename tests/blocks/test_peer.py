@@ -8,7 +8,7 @@ from archsearch.genome import Gene, Genome
 from archsearch.model import build
 from archsearch.sections import Recipe
 from archsearch.testing.blocks import Case
-from archsearch.train import fit, generator
+from archsearch.train import Training, generator
 from mad_tasks import InContextRecall
 
 TASK = InContextRecall(vocab=8, seq_len=16)
@@ -106,7 +106,7 @@ def train(keys, steps=1, **recipe):
     held_out = TASK.sample(4, generator("held-out"))
     given = Recipe(steps=steps, evals=1, batch=4, eval_rows=4, warmup=0, schedule="constant")
     given = given.model_copy(update=recipe)
-    list(fit(model, TASK, given, generator("data"), held_out))
+    list(Training(model, TASK, given, generator("data"), held_out))
     return {n: p - b for (n, p), b in zip(model.named_parameters(), before, strict=True)}
 
 
