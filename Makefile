@@ -48,6 +48,7 @@ bench: $(VENV)/installed-dev  ## measure what benchmarks/results/ holds
 	$(BIN)/python benchmarks/samplers.py toy --seeds 10 --out benchmarks/results/samplers.json
 	$(BIN)/python benchmarks/samplers.py nb201 --trials 50 100 200 --out benchmarks/results/samplers.json
 	$(BIN)/python benchmarks/hybridbench.py measure --out benchmarks/results/hybridbench.json
+	$(BIN)/python benchmarks/proposals.py --out benchmarks/results/proposals.json
 
 pictures: $(VENV)/installed-dev  ## draw the pictures of the README anew
 	$(BIN)/python docs/pictures.py
