@@ -61,6 +61,8 @@ class Role:
     kind: RoleKind
     axes: tuple[str | None, ...]
     init: Init
+    joins: bool = False
+    """Whether a wrapper adds it to the stream itself, so that it counts as a branch in depth."""
 
     @classmethod
     def hidden(cls, *axes: str | None, init: Init = fan_in) -> Role:
@@ -68,9 +70,9 @@ class Role:
         return cls("hidden", axes, init)
 
     @classmethod
-    def embedding(cls, *axes: str | None, init: Init) -> Role:
+    def embedding(cls, *axes: str | None, init: Init, joins: bool = False) -> Role:
         """From a fixed dimension to a growing one; a row is read by few inputs."""
-        return cls("embedding", axes, init)
+        return cls("embedding", axes, init, joins)
 
     @classmethod
     def readout(cls, *axes: str | None, init: Init = fan_in) -> Role:
@@ -134,6 +136,8 @@ class Block(nn.Module):
     """Whether the model normalises the input; False where the block does so itself."""
     spans: ClassVar[tuple[str, ...]] = ()
     """Parameters that count tokens which are taken together: at most those of the longest task."""
+    grows: ClassVar[tuple[str, ...]] = ()
+    """Parameters that count heads: a wider model has more of them, and none is wider."""
     per_use: ClassVar[bool] = False
     """Whether each use of shared weights has some of its own: `__init__` then takes `uses`."""
 

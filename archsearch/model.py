@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from archsearch.block import Ctx, Role, State, fan_in, normal, ones, role_of, zeros
 from archsearch.cost import Cost
 from archsearch.errors import BlockError
-from archsearch.stack import Stack, make_norm, norm_params, stack_cost
+from archsearch.mup import Base, Scales, branch_multiplier, scale, widened
+from archsearch.stack import Stack, Weights, make_norm, norm_params, stack_cost
 
 if TYPE_CHECKING:
     from archsearch.genome import Genome
@@ -56,13 +57,22 @@ class Model(nn.Module):
 
     Weights are uninitialised until `init` or `load_state_dict`; `build` does both steps.
 
+    Args:
+        genome: The architecture.
+        vocab: Number of tokens.
+        readout: What is read out.
+        base: The smaller model that hyper-parameters come from; None if they are its own.
+
     Raises:
         BlockError: if a block cannot be built at this width.
     """
 
-    def __init__(self, genome: Genome, vocab: int, readout: Readout = "token") -> None:
+    def __init__(
+        self, genome: Genome, vocab: int, readout: Readout = "token", base: Base | None = None
+    ) -> None:
         super().__init__()
-        self.genome, self.vocab, self.readout_kind = genome, vocab, readout
+        self.genome, self.vocab, self.readout_kind, self.base = genome, vocab, readout, base
+        depth = 1.0 if base is None else len(genome.genes) / base.depth
         width, rank = genome.d_model, genome.embedding_rank
         self.embedding = nn.Embedding(vocab, rank or width)
         if rank:
@@ -70,11 +80,13 @@ class Model(nn.Module):
             self.lower = nn.Linear(width, rank, bias=False)
         if genome.pause_tokens:
             self.pause = nn.Parameter(torch.empty(genome.pause_tokens, width))
-        self.stack = Stack(genome, genome.genes)
+        multiplier = branch_multiplier(depth, base.scheme) if base else 1.0
+        self.stack = Stack(genome, genome.genes, Weights(genome, multiplier))
         self.final_norm = make_norm(genome)
         self.decoder = CodeDecoder(width) if readout == "code" else nn.Identity()
         self.readout = nn.Linear(rank or width, vocab, bias=False)
         self._tie()
+        self._set_scales(base, depth)
 
     def forward(self, tokens_BT: Tensor, extras: Extras | None = None) -> Tensor:
         """Logits_BTV for token ids_BT; in training, `extras` collects what else is learned from."""
@@ -126,6 +138,7 @@ class Model(nn.Module):
         own = dict(self.named_parameters())
         for name in sorted(own, key=lambda name: (not name.startswith("stack."), name)):
             self.role_of(name).init(own[name], generator)
+            own[name].mul_(self.scales[name].init)
         return self
 
     def role_of(self, name: str) -> Role:
@@ -133,6 +146,28 @@ class Model(nn.Module):
         if name.startswith("stack."):
             return self.stack.role_of(name.removeprefix("stack."))
         return role_of(ROLES | (FACTORISED_ROLES if self.genome.embedding_rank else {}), name)
+
+    def _set_scales(self, base: Base | None, depth: float) -> None:
+        """How each of `named_parameters()` is scaled from the base model.
+
+        Multipliers are folded into the weights, but for the readout's, which may be tied.
+        """
+        own = dict(self.named_parameters())
+        self.scales, self.logit_multiplier = dict.fromkeys(own, Scales()), 1.0
+        if base is None:
+            return
+        with torch.device("meta"):
+            twin = Model(widened(self.genome, base.width), self.vocab, self.readout_kind)
+        small = dict(twin.named_parameters(remove_duplicate=False))
+        last = "lower.weight" if self.genome.embedding_rank else "readout.weight"
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            deep = depth if name.startswith("stack.") else 1.0
+            role = self.role_of(name)
+            found = scale(role, small[name].shape, parameter.shape, deep, base.scheme)
+            if name == last:
+                self.logit_multiplier = found.multiplier
+            if name in own:
+                self.scales[name] = found if name == last else found.folded()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Model:
         """Move every tensor; a move off the meta device parts weights that are one."""
@@ -168,6 +203,8 @@ class Model(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         x = self.decoder(self.final_norm(x))
         logits: Tensor = self.readout(self.lower(x) if self.genome.embedding_rank else x)
+        if self.logit_multiplier != 1:
+            logits = logits * self.logit_multiplier
         cap = self.genome.soft_cap
         return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -219,6 +256,7 @@ def build(
     readout: Readout = "token",
     *,
     generator: Generator,
+    base: Base | None = None,
 ) -> Model:
     """A model with weights drawn from `generator`.
 
@@ -226,7 +264,7 @@ def build(
         BlockError: if a block cannot be built, or a parameter has no role.
     """
     with torch.device("meta"):
-        model = Model(genome, vocab, readout)
+        model = Model(genome, vocab, readout, base)
     return model.to_empty(device="cpu").init(generator)
 
 

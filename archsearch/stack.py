@@ -66,9 +66,10 @@ class Branch(nn.Module):
         if self.place == "sandwich":
             self.post_norm = make_norm(genome)
 
-    def join(self, x: Tensor, y: Tensor) -> Tensor:
+    def join(self, x: Tensor, y: Tensor, multiplier: float) -> Tensor:
         """The stream after the branch, from the stream before it and the branch's output."""
-        return self.norm(x + y) if self.place == "post" else x + y
+        sum_ = torch.add(x, y, alpha=multiplier)
+        return self.norm(sum_) if self.place == "post" else sum_
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         """The output of the branch."""
@@ -101,6 +102,9 @@ class _Node:
     reads: tuple[str | int, ...]
     sides: tuple[int, ...]
     joins: bool
+    multiplier: float
+    """What its output is multiplied by where it joins the stream. 1 for a wrapper that holds a
+    chain: the branches in there have joined it already."""
 
 
 Run = Callable[[_Node, Tensor, Ctx], Tensor]
@@ -122,7 +126,7 @@ class Stack(Inner):
         for index, gene in enumerate(genes):
             name = gene.share or str(index)
             self.branches[name], use = made.branch(gene)
-            self.nodes += (_node(graph, index, name, use),)
+            self.nodes += (_node(graph, index, name, use, made.multiplier),)
             if len(gene.inputs) > 1:
                 self.edges[str(index)] = Combine(gene, genome.d_model)
 
@@ -223,7 +227,7 @@ class Stack(Inner):
             y = run(node, read, _used(ctx, node))
             outputs[node.index] = y
             if node.joins:
-                outputs[node.index] = self._branch(node).join(stream, y)
+                outputs[node.index] = self._branch(node).join(stream, y, node.multiplier)
                 yield outputs[node.index]
 
     def _branch(self, node: _Node) -> Branch:
@@ -272,10 +276,15 @@ EDGE_ROLES = {
 
 
 class Weights:
-    """Makes each branch of a genome once, for all of its uses."""
+    """Makes each branch of a genome once, for all of its uses.
 
-    def __init__(self, genome: Genome) -> None:
-        self.genome = genome
+    Args:
+        genome: Whose branches.
+        multiplier: What the output of each is multiplied by, see `mup.branch_multiplier`.
+    """
+
+    def __init__(self, genome: Genome, multiplier: float = 1.0) -> None:
+        self.genome, self.multiplier = genome, multiplier
         self.uses = {share: len(genes) for share, genes in sharing(genome.genes).items()}
         self.made: dict[str, Branch] = {}
         self.met: dict[str, int] = {}
@@ -361,15 +370,16 @@ def _cost(genome: Genome, gene: Gene, seq_len: int, met: set[str]) -> Cost:
     return cost
 
 
-def _node(graph: nx.DiGraph[Any], index: int, name: str, use: int) -> _Node:
+def _node(graph: nx.DiGraph[Any], index: int, name: str, use: int, multiplier: float) -> _Node:
     before: dict[str, list[Any]] = {"stream": [], "side": [], "input": []}
     edges: Any = graph.in_edges(index, data="kind")
     for source, _, does in edges:
         before[does].append(source)
     data = graph.nodes[index]
-    joins = block_info(data["gene"].block).joins == "stream"
+    info = block_info(data["gene"].block)
     stream, sides = before["stream"][0], tuple(before["side"])
-    return _Node(index, name, use, stream, data["reads"], sides, joins)
+    once = 1.0 if info.wraps == "chain" else multiplier
+    return _Node(index, name, use, stream, data["reads"], sides, info.joins == "stream", once)
 
 
 def _used(ctx: Ctx, node: _Node) -> Ctx:

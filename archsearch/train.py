@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from archsearch.errors import Diverged
 from archsearch.model import Extras
+from archsearch.mup import EPS
 from archsearch.seeds import seed
 
 if TYPE_CHECKING:
@@ -278,23 +279,30 @@ def _optimizers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
     so much of it is updated: other rows keep their value and their moments, and none decays.
     """
     embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
-    tables = [embedding.weight for embedding in embeddings if embedding.sparse]
-    sparse = {id(table) for table in tables}
-    matrices: list[Tensor] = []
-    others: list[Tensor] = []
+    sparse = {id(embedding.weight) for embedding in embeddings if embedding.sparse}
+    dense: dict[tuple[float, ...], list[Tensor]] = {}
+    rows: dict[tuple[float, ...], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        if id(parameter) not in sparse:
-            decayed = model.role_of(name).kind in ("hidden", "readout")
-            (matrices if decayed else others).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    kept = [group for group in groups if group["params"]]
-    adamw = torch.optim.AdamW(kept, lr=recipe.lr, betas=recipe.betas, fused=True)
-    if not tables:
+        scales = model.scales[name]
+        decayed = model.role_of(name).kind in ("hidden", "readout")
+        decay = recipe.weight_decay * scales.weight_decay * decayed
+        if id(parameter) in sparse:
+            rows.setdefault((recipe.lr * scales.lr, EPS * scales.eps), []).append(parameter)
+        else:
+            key = (recipe.lr * scales.lr, EPS * scales.eps, decay)
+            dense.setdefault(key, []).append(parameter)
+    adamw = torch.optim.AdamW(
+        [
+            {"params": group, "lr": lr, "eps": eps, "weight_decay": decay}
+            for (lr, eps, decay), group in dense.items()
+        ],
+        betas=recipe.betas,
+        fused=True,
+    )
+    if not rows:
         return [adamw]
-    return [adamw, torch.optim.SparseAdam(tables, lr=recipe.lr, betas=recipe.betas)]
+    tables_of = [{"params": group, "lr": lr, "eps": eps} for (lr, eps), group in rows.items()]
+    return [adamw, torch.optim.SparseAdam(tables_of, betas=recipe.betas)]
 
 
 @torch.no_grad()

@@ -52,6 +52,7 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
         window: int | None = whole(1, 2**20, default=None, optional=True)
         """Tokens that a query sees, itself included; none is all before it."""
 
+    grows = ("heads", "kv_heads")
     roles = {
         "qkv.weight": Role.hidden("heads", "model"),
         "qkv.bias": Role.vector("heads", init=zeros),

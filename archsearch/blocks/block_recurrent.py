@@ -65,6 +65,7 @@ class BlockRecurrent(Block, name="block_recurrent", kind="mixer", paper="2203.07
         theta: float = real(1.0, 1e7, default=10_000.0, log=True, when=("pos", "rope"))
         """Base of the RoPE wavelengths."""
 
+    grows = ("heads",)
     roles = {
         "qkv.weight": Role.hidden("heads", "model"),
         "out.weight": Role.hidden("model", "heads"),

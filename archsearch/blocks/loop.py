@@ -50,7 +50,7 @@ class Loop(Wrapper, name="loop", kind="wrapper", paper="1807.03819", wraps="chai
     roles = {
         "halt.weight": Role.readout(None, "model", init=normal(0.02)),
         "halt.bias": Role.small(None, init=ones),
-        "step_embedding": Role.embedding(None, "model", init=normal(0.02)),
+        "step_embedding": Role.embedding(None, "model", init=normal(0.02), joins=True),
     }
 
     def __init__(self, width: int, config: Config, inner: Inner) -> None:

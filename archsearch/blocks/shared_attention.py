@@ -68,6 +68,7 @@ class SharedAttention(
         qkv_lora_rank: int = whole(0, 256, default=0)
         """Rank of the LoRA that each use has on queries, keys and values; 0 is none."""
 
+    grows = ("heads",)
     roles = {
         "norm.weight": Role.vector("pair", init=ones),
         "qkv.weight": Role.hidden("heads", "pair"),
