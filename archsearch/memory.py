@@ -64,7 +64,7 @@ def estimate(genome: Genome, tasks: tuple[Task, ...], recipe: Recipe) -> int:
         (task.vocab, task.readout, task.length): (model, row)
         for task, model, row in zip(tasks, models, rows, strict=True)
     }
-    return stays + max(_pass_bytes(*pair, recipe) for pair in different.values())
+    return stays + max(pass_bytes(*pair, recipe) for pair in different.values())
 
 
 def require_room(needed: int) -> None:
@@ -143,7 +143,7 @@ def _row_bytes(rows: list[tuple[Tensor, Tensor]], recipe: Recipe) -> int:
     return drawn * (recipe.seeds * sum(row) + max(row)) + recipe.eval_rows * sum(row)
 
 
-def _pass_bytes(model: Model, row: tuple[Tensor, Tensor], recipe: Recipe) -> int:
+def pass_bytes(model: Model, row: tuple[Tensor, Tensor], recipe: Recipe) -> int:
     """Bytes of a training step and of an evaluation, beside what stays; `model` is on meta.
 
     What is alive between forward and backward is followed by itself: with few rows the peak may lie

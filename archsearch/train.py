@@ -96,7 +96,7 @@ class Training:
         self.model, self.task, self.recipe = model, task, recipe
         self.step, self.ended = 0, False
         self._held_out, self._noise, self._rows = held_out, noise, Rows(task, recipe, data)
-        self._optimizers, self._parameters = _optimizers(model, recipe), list(model.parameters())
+        self._optimizers, self._parameters = optimizers(model, recipe), list(model.parameters())
         self._schedules = [
             torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(recipe, i))
             for optimizer in self._optimizers
@@ -138,7 +138,7 @@ class Training:
         self.model.zero_grad(set_to_none=True)
         objective(loss, logits_BTV, targets_BT, extras, recipe.z_loss).backward()
         if recipe.clip:
-            _clip(self._parameters, recipe.clip)
+            clip(self._parameters, recipe.clip)
         for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
             optimizer.step()
             schedule.step()
@@ -264,6 +264,8 @@ def rate(recipe: Recipe, step: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     if recipe.schedule == "wsd":
         return min(1.0, max(0.0, (recipe.steps - step) / max(1.0, recipe.steps / 5)))
+    if recipe.schedule == "multistep":
+        return 1.0 if step < 0.8 * recipe.steps else 0.316 if step < 0.9 * recipe.steps else 0.1
     return 1.0
 
 
@@ -272,7 +274,7 @@ def batches_drawn(recipe: Recipe) -> int:
     return max(1, min(recipe.steps, CHUNK // recipe.batch))
 
 
-def _optimizers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW that decays matrices only; Adam on the rows that were met, for tables with `sparse`.
 
     A table is an `nn.Embedding`; with `sparse` its gradient holds the rows of the batch alone, and
@@ -306,8 +308,11 @@ def _optimizers(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 @torch.no_grad()
-def _clip(parameters: list[torch.nn.Parameter], most: float) -> None:
-    """Scale all gradients, sparse ones too, down to a total norm of at most `most`."""
+def clip(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
+    """Scale all gradients, sparse ones too, down to a total norm of at most `most`.
+
+    Returns the norm before.
+    """
     gradients = []
     for parameter in parameters:
         if parameter.grad is not None and parameter.grad.is_sparse:
@@ -317,3 +322,4 @@ def _clip(parameters: list[torch.nn.Parameter], most: float) -> None:
             gradients.append(parameter.grad)
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     torch._foreach_mul_(gradients, torch.clamp(most / (norm + 1e-6), max=1.0))
+    return norm

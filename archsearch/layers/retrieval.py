@@ -63,6 +63,7 @@ class Retrieval(nn.Module):
     def __init__(self, width: int, config: Settings) -> None:
         super().__init__()
         self.top_k, half = config.top_k, config.key_width
+        self.sparse = config.keys**2 >= SPARSE_FROM
         self.query = nn.Linear(width, config.heads * 2 * half, bias=False)
         self.keys = nn.Parameter(torch.empty(config.heads, 2, config.keys, half))
         self.norm: nn.LayerNorm | nn.RMSNorm | None = None
@@ -76,10 +77,9 @@ class Retrieval(nn.Module):
         x_ND = x_BTD.flatten(0, -2)
         score_HNE, row_HNE = best_pairs(self.scores(x_ND).transpose(0, 1), self.top_k)
         gate_NHE, row_NHE = score_HNE.softmax(-1).transpose(0, 1), row_HNE.transpose(0, 1)
-        rows = self.keys.shape[2] ** 2
         return (
             gate_NHE.flatten(1).to(x_ND.dtype),
-            Picks(row_NHE.flatten(1), sparse=rows >= SPARSE_FROM),
+            Picks(row_NHE.flatten(1), sparse=self.sparse),
         )
 
     def scores(self, x_ND: Tensor) -> Tensor:
@@ -100,8 +100,7 @@ class Retrieval(nn.Module):
 
     def table(self, width: int) -> nn.Embedding:
         """A table with one row for each pair of keys."""
-        rows = self.keys.shape[2] ** 2
-        return nn.Embedding(rows, width, sparse=rows >= SPARSE_FROM)
+        return nn.Embedding(self.keys.shape[2] ** 2, width, sparse=self.sparse)
 
 
 def best_of_all(retrieval: Retrieval, x_BTD: Tensor) -> Tensor:

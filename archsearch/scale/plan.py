@@ -1,0 +1,106 @@
+"""What a genome becomes at another size, and what training it there takes; nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from archsearch.genome import Gene, Genome
+from archsearch.memory import pass_bytes
+from archsearch.model import Model, cost
+from archsearch.mup import Base, Scales, widened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from archsearch.cost import Cost
+    from archsearch.sections import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalePlan:
+    """A model at its larger size, and how it is trained."""
+
+    genome: Genome
+    """At the larger size."""
+    base: Base
+    """Of the model that the recipe was found on."""
+    recipe: Recipe
+    context: int
+    """Tokens of a sequence."""
+    vocab: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that training meets."""
+        return self.recipe.steps * self.recipe.batch * self.context
+
+    @cached_property
+    def model(self) -> Model:
+        """The model on the meta device: shapes without memory."""
+        with torch.device("meta"):
+            return Model(self.genome, self.vocab, base=self.base)
+
+    @property
+    def params(self) -> int:
+        """Parameters, embeddings and readout included."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Of the stack, at the context."""
+        return cost(self.genome, self.context)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations per trained token: three times those of a forward pass."""
+        readout = 2 * self.genome.d_model * self.vocab
+        return 3 * (self.cost.flops + readout)
+
+    @property
+    def memory(self) -> float:
+        """About how many bytes training takes, all sequences of a step at once.
+
+        Activations are measured at the width of the base model, and taken to grow with the width.
+        """
+        with torch.device("meta"):
+            small = Model(widened(self.genome, self.base.width), self.vocab)
+        row = torch.zeros(1, self.context, dtype=torch.int64)
+        growth = self.genome.d_model / self.base.width
+        return 16 * self.params + growth * pass_bytes(small, (row, row), self.recipe)
+
+    def factors(self) -> Iterator[tuple[str, int, Scales]]:
+        """Kinds of parameters with how many there are, and how they are scaled."""
+        met: dict[tuple[str, Scales], int] = {}
+        for name, parameter in self.model.named_parameters():
+            place = "block" if name.startswith("stack.") else "outer"
+            key = f"{place} {self.model.role_of(name).kind}", self.model.scales[name]
+            met[key] = met.get(key, 0) + parameter.numel()
+        for (kind, scales), count in sorted(met.items(), key=lambda item: item[0][0]):
+            yield kind, count, scales
+
+
+def enlarged(genome: Genome, width: int, depth: int) -> Genome:
+    """The genome at another width, repeated to about `depth` branches.
+
+    Repeats use the same shared weights. A branch that reads earlier streams reads those of its own
+    repeat.
+
+    Raises:
+        SpaceError: if heads do not fit the width.
+    """
+    return deepened(widened(genome, width), max(1, round(depth / len(genome.genes))))
+
+
+def deepened(genome: Genome, periods: int) -> Genome:
+    """The branches of a genome, so many times."""
+    length = len(genome.genes)
+
+    def moved(gene: Gene, by: int) -> Gene:
+        return replace(gene, inputs=tuple(n + by for n in gene.inputs))
+
+    genes = (moved(g, period * length) for period in range(periods) for g in genome.genes)
+    return replace(genome, genes=tuple(genes))
