@@ -1,0 +1,1 @@
+"""From the winners of a search to larger models, and what their losses say."""
