@@ -49,7 +49,7 @@ class Score:
     """Whether more is better."""
 
     @property
-    def signed_NS(self) -> Array:
+    def signed(self) -> Array:
         """The values, turned so that smaller is better."""
         return np.array(self.values) * (-1.0 if self.maximize else 1.0)
 
@@ -196,7 +196,7 @@ def agree(panel: Panel, resamples: int = RESAMPLES) -> Agreement:
     scores = (panel.proxy, most, *panel.baselines)
     target_NS = np.array(panel.target)
     target_N = target_NS.mean(1)
-    columns = [score.signed_NS for score in scores]
+    columns = [score.signed for score in scores]
     same_NN = np.array([[a == b for b in panel.families] for a in panel.families], np.float32)
     params_N = np.array(panel.params)
     correlations, leads = _correlations(columns, target_NS, same_NN, params_N, resamples)
