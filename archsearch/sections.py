@@ -147,7 +147,7 @@ class Recipe(Section):
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["cosine", "wsd", "multistep", "constant"] = "cosine"
     """Learning rate after warm-up; wsd falls linearly over the last fifth, multistep to 31.6 %
-    after four fifths of the steps and to 10 % after nine tenths (DeepSeek LLM, arXiv 2401.02954)."""
+    after four fifths and to 10 % after nine tenths (DeepSeek LLM, arXiv 2401.02954)."""
     z_loss: Annotated[float, number(0.0, INF)] = 0.0
     """Weight of the squared log of the softmax's denominator, e.g. 1e-4 (PaLM)."""
     clip: Annotated[float, number(0.0, INF)] = 1.0

@@ -1,1 +1,1 @@
-"""From a winner to a larger model trained on text: plan, training, evidence."""
+"""From the winners of a search to larger models trained on text, and what their losses say."""

@@ -18,14 +18,20 @@ from archsearch.errors import Diverged
 from archsearch.model import Extras, Model
 from archsearch.scale import checkpoint
 from archsearch.scale.parallel import World, spread, without_exchange
+from archsearch.scale.probes import Probes
 from archsearch.train import clip, cross_entropy, generator, objective, optimizers, rate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from archsearch.scale.corpus import Corpus
     from archsearch.sections import Recipe
+
+
+LOOKS = 64
+"""Moments at which a training is looked into."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +116,7 @@ class Pretraining:
         ]
         self.step = 0
         self.marks: list[Mark] = []
+        self.probes = Probes()
 
     @property
     def learning_rate(self) -> float:
@@ -157,28 +164,43 @@ class Pretraining:
             losses.append(cross_entropy(logits_BTV, rows_BT[:, 1:]) * len(rows))
         return float(torch.stack(losses).sum()) / len(mine)
 
-    def mark(self, losses: list[Tensor], seconds: float) -> Mark:
-        """Evaluate, and note it.
+    def mark(self, loss: float, seconds: float) -> Mark:
+        """Evaluate, and note it beside the training loss since the last mark.
 
         Raises:
             Diverged: if a loss is not finite.
         """
-        loss, held_out = float(torch.stack(losses).mean()), self.evaluate()
+        held_out = self.evaluate()
         if not math.isfinite(loss + held_out):
-            where = f"the loss is {loss:.3g}, on held-out text {held_out:.3g}"
-            raise Diverged(f"{where}, after step {self.step} at learning rate {self.recipe.lr:g}")
+            raise Diverged(
+                f"the loss is {loss:.3g}, on held-out text {held_out:.3g}, after step {self.step} "
+                f"at learning rate {self.recipe.lr:g}"
+            )
         self.marks.append(Mark(self.step, loss, held_out, seconds))
         return self.marks[-1]
 
+    def look(self, loss: float) -> None:
+        """Note what grows before a training becomes unstable, on a few held-out sequences."""
+        few = max(1, self.recipe.batch // 8)
+        rows_BT = self.corpus.held_out(few, self.settings.context)[:, :-1].to(self.world.device)
+        with self._precision():
+            self.probes.look(self.step, loss, self.model, rows_BT, self.optimizers, self.world)
+
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write a checkpoint; see `checkpoint.save`."""
-        state = {"step": self.step, "marks": [asdict(mark) for mark in self.marks], "about": about}
+        state = {
+            "step": self.step,
+            "about": about,
+            "marks": [asdict(mark) for mark in self.marks],
+            "probes": asdict(self.probes),
+        }
         checkpoint.save(folder, self.model, self.optimizers, state, self.world)
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
         """Go on from a checkpoint that `checkpoint.latest` found."""
         checkpoint.restore(folder, self.model, self.optimizers)
         self.step, self.marks = state["step"], [Mark(**mark) for mark in state["marks"]]
+        self.probes = Probes(**state["probes"])
         for schedule in self._schedules:
             schedule.last_epoch = self.step
             for group, lr, factor in zip(
@@ -194,25 +216,26 @@ class Pretraining:
 
 def train(
     training: Pretraining,
-    on_step: Any = lambda step: None,
-    on_mark: Any = lambda mark: None,
+    on_step: Callable[[Step], None] = lambda step: None,
+    on_mark: Callable[[Mark], None] = lambda mark: None,
 ) -> None:
     """Train to the end of the recipe, with an evaluation at each of its stops.
 
     Raises:
         Diverged: if a loss is not finite.
     """
-    for stop in training.recipe.stops:
-        if stop <= training.step:
-            continue
-        losses, began = [], time.perf_counter()
+    recipe = training.recipe
+    every = math.ceil(recipe.steps / LOOKS)
+    for stop in (stop for stop in recipe.stops if stop > training.step):
+        losses: list[Tensor] = []
+        seconds, looked = 0.0, 0
         while training.step < stop:
+            began = time.perf_counter()
             step = training.descend()
             losses.append(step.loss)
             on_step(step)
-        on_mark(training.mark(losses, time.perf_counter() - began))
-
-
-def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """Of a loss in nats per token."""
-    return loss / math.log(2) / bytes_per_token
+            seconds += time.perf_counter() - began
+            if training.step % every == 0 or training.step == stop:
+                training.look(float(torch.stack(losses[looked:]).mean()))
+                looked = len(losses)
+        on_mark(training.mark(float(torch.stack(losses).mean()), seconds))
