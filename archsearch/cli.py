@@ -18,7 +18,9 @@ from archsearch.errors import ArchsearchError, RunError, SpaceError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from archsearch.genome import Genome
     from archsearch.search.study import Study
+    from archsearch.sections import Recipe
     from archsearch.space_yaml import Experiment
 
 app = typer.Typer(
@@ -37,6 +39,15 @@ SetOpt = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override one value, e.g. --set recipe.steps=100. Repeatable."),
 ]
+
+
+class Parametrisation(Enum):
+    """How hyper-parameters follow the size of a model."""
+
+    completep = "completep"
+    depth_mup = "depth_mup"
+    mup = "mup"
+    sp = "sp"
 
 
 class Control(Enum):
@@ -207,6 +218,86 @@ def compare_samplers(
     compare(space, known, names, seeds, trials, out, console)
 
 
+@app.command("scale")
+def scale_up(
+    source: Annotated[
+        str, typer.Argument(help="A run directory, or a space of one member: a file or a name.")
+    ],
+    width: Annotated[int, typer.Option(help="Model width.", min=1)] = 256,
+    depth: Annotated[
+        int | None, typer.Option(help="Branches, about; by default as many as it has.", min=1)
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of a sequence.", min=2)] = 256,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps; by default those of the run.", min=1)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Sequences of a step.", min=1)] = 8,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of the base model; by default that of the run."),
+    ] = None,
+    scheme: Annotated[
+        Parametrisation, typer.Option(help="How hyper-parameters follow the size.")
+    ] = Parametrisation.completep,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A file, a directory, or hf:NAME of a Hugging Face dataset; by default the "
+            "standard library of this Python. Repeatable."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="byte, a tokenizer.json, or a Hugging Face tokenizer.")
+    ] = "byte",
+    baseline: Annotated[
+        str,
+        typer.Option(help="What is trained beside it with as many parameters, or none."),
+    ] = "transformer_pp",
+    trial: Annotated[str, typer.Option(help="Index of a trial of the run, or best.")] = "best",
+    seed: Annotated[int, typer.Option(help="Of starts and order of the text.")] = 0,
+    accumulate: Annotated[
+        int, typer.Option(help="Parts that a step is cut into, to save memory.", min=1)
+    ] = 1,
+    bf16: Annotated[
+        bool | None, typer.Option(help="Activations in bfloat16; by default on a GPU.")
+    ] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="By default on a GPU.")
+    ] = None,
+    shard: Annotated[
+        bool, typer.Option(help="Under torchrun: share weights among processes (FSDP2).")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda; by default what is there.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Directory; by default below that of the run.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    override: SetOpt = None,
+    storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
+) -> None:
+    """Train a winner at a larger size on text, with the hyper-parameters of its search.
+
+    Shows the plan first. The same command continues a training that was stopped. On several GPUs:
+    torchrun --nproc-per-node 8 -m archsearch scale RUN ...
+    """
+    from archsearch.report.scale import Wanted, scale
+
+    given = {"steps": steps, "lr": lr, "batch": batch}
+    named = {f"recipe.{k}={v}" for k, v in given.items() if v is not None}
+    genome, recipe, folder = _to_scale(source, trial, storage, [*(override or ()), *sorted(named)])
+    scale(
+        Wanted(
+            genome=genome, recipe=recipe, width=width, depth=depth or len(genome.genes),
+            context=context, scheme=scheme.value, text=tuple(text or ()), tokenizer=tokenizer,
+            baseline="" if baseline == "none" else baseline, seed=seed, accumulate=accumulate,
+            bf16=bf16, compile=compiled, shard=shard, device=device,
+        ),
+        out or folder / "scale" / f"w{width}-d{depth or len(genome.genes)}",
+        console,
+        dry_run=dry_run,
+    )  # fmt: skip
+
+
 @app.command()
 def check(space: SpaceArg, override: SetOpt = None) -> None:
     """Check a space: its size, what its rules reject, and how long a search would take."""
@@ -307,6 +398,28 @@ def _with_tasks(space: str, overrides: Iterable[str]) -> Experiment:
     if not experiment.tasks:
         raise SpaceError(f"{space} names no tasks; add e.g. `tasks: {{use: [mad/*]}}`")
     return experiment
+
+
+def _to_scale(
+    source: str, trial: str, storage: str, overrides: list[str]
+) -> tuple[Genome, Recipe, Path]:
+    """What is scaled up, how it was trained, and where results of it go.
+
+    Raises:
+        RunError: if the run has no such trial.
+        SpaceError: if there is neither a run nor a space of one member, or an override is wrong.
+    """
+    from archsearch.space_yaml import load, load_genome, parse
+
+    if not (Path(source) / "space.yaml").is_file():
+        genome = load_genome(source)
+        return genome, load(source, tuple(overrides)).recipe, Path("runs") / Path(source).stem
+    from archsearch.report.session import pick
+
+    study = _study(source, storage)
+    known = (*study.about["overrides"], "search.start_from=[]", "search.rungs=[]")
+    experiment = parse(study.about["space"], f"{study.name}.yaml", (*known, *overrides))
+    return pick(study, trial).genome, experiment.recipe, Path(source)
 
 
 def _study(run: str, storage: str) -> Study:

@@ -38,7 +38,7 @@ class Base:
     """The model that the hyper-parameters were found on."""
 
     width: int
-    depth: int
+    depth: float
     """Branches of the stack, each as often as it is used."""
     scheme: Scheme = "completep"
 
@@ -92,19 +92,24 @@ def branch_multiplier(depth: float, scheme: Scheme) -> float:
     return depth ** -EXPONENTS[scheme]
 
 
+def width_step(genome: Genome) -> int:
+    """What the widths that `widened` can make are multiples of."""
+    counts = [
+        int(value)
+        for gene in nested(genome.genes)
+        for name, value in gene.params
+        if name in block_class(gene.block).grows and value
+    ]
+    return math.lcm(*(genome.d_model // math.gcd(genome.d_model, count) for count in counts))
+
+
 def widened(genome: Genome, width: int) -> Genome:
     """The genome at another width: heads stay as wide as they are, so their number changes.
 
     Raises:
         SpaceError: if a number of heads is not whole then.
     """
-    counts = [
-        int(value)
-        for gene in nested(genome.genes)
-        for name, value in gene.params
-        if name in block_class(gene.block).grows and isinstance(value, int)
-    ]
-    step = math.lcm(*(genome.d_model // math.gcd(genome.d_model, count) for count in counts))
+    step = width_step(genome)
     if width % step:
         near = sorted({width // step * step or step, (width // step + 1) * step})
         raise SpaceError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import torch
 from archsearch.genome import Gene, Genome
 from archsearch.memory import pass_bytes
 from archsearch.model import Model, cost
-from archsearch.mup import Base, Scales, widened
+from archsearch.mup import Base, Scales, widened, width_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,10 @@ class ScalePlan:
     context: int
     """Tokens of a sequence."""
     vocab: int
+
+    def at(self, genome: Genome) -> ScalePlan:
+        """The plan with another genome."""
+        return replace(self, genome=genome)
 
     @property
     def tokens(self) -> int:
@@ -104,3 +109,50 @@ def deepened(genome: Genome, periods: int) -> Genome:
 
     genes = (moved(g, period * length) for period in range(periods) for g in genome.genes)
     return replace(genome, genes=tuple(genes))
+
+
+def rival(plan: ScalePlan, genome: Genome) -> ScalePlan:
+    """Another genome with as many parameters, the same recipe, and about the same depth.
+
+    Args:
+        plan: What it is compared with.
+        genome: The other one, at any size.
+    """
+    period = _period(genome)
+    near = max(1, round(len(plan.genome.genes) / len(period.genes)))
+    base = replace(plan.base, width=period.d_model)
+    made = []
+    for periods in {max(1, near - 1), near, near + 1}:
+        deep = deepened(period, periods)
+        ratio = len(deep.genes) / len(plan.genome.genes)
+        based = replace(plan, base=replace(base, depth=plan.base.depth * ratio))
+        made += [based.at(wide) for wide in _widths(deep, plan)]
+    return min(made, key=lambda other: abs(math.log(other.params / plan.params)))
+
+
+def _widths(genome: Genome, plan: ScalePlan) -> list[Genome]:
+    """The genome at the two widths whose parameters enclose those of a plan."""
+
+    def params(wide: Genome) -> int:
+        return replace(plan.at(wide), base=Base(wide.d_model, 1)).params
+
+    step = width_step(genome)
+    low, high = step, step
+    while params(widened(genome, high)) < plan.params:
+        low, high = high, 2 * high
+    while high - low > step:
+        middle = (low + high) // 2 // step * step
+        low, high = (
+            (middle, high) if params(widened(genome, middle)) < plan.params else (low, middle)
+        )
+    return [widened(genome, low), widened(genome, high)]
+
+
+def _period(genome: Genome) -> Genome:
+    """The shortest run of branches that a genome repeats."""
+    count = len(genome.genes)
+    for length in range(1, count + 1):
+        short = replace(genome, genes=genome.genes[:length])
+        if count % length == 0 and deepened(short, count // length) == genome:
+            return short
+    return genome

@@ -72,8 +72,8 @@ class Probes:
         self.log_z.append(float(logits_BTV.float().logsumexp(-1).mean()))
         for name, value in rms.items():
             self.rms.setdefault(name, []).append(float(value))
-        for name, value in _update_ratios(model, optimizers).items():
-            self.update_ratio.setdefault(name, []).append(value)
+        for kind, ratio in _update_ratios(model, optimizers).items():
+            self.update_ratio.setdefault(kind, []).append(ratio)
 
     def log(self) -> Log:
         """What `stability.judge` judges.

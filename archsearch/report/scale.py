@@ -1,0 +1,349 @@
+"""Behind `archsearch scale`: the plan, the training and its end, as a person sees them."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from archsearch.errors import RunError
+from archsearch.model import build
+from archsearch.mup import Base
+from archsearch.scale import checkpoint
+from archsearch.scale.corpus import Corpus
+from archsearch.scale.parallel import join_world
+from archsearch.scale.plan import ScalePlan, enlarged, rival
+from archsearch.scale.pretrain import Pretraining, Settings, train
+from archsearch.scale.speed import peak, step_seconds
+from archsearch.scale.stability import Stability, judge
+from archsearch.search.fresh import write
+from archsearch.space_yaml import load_genome
+from archsearch.train import generator
+from archsearch.words import count, size, span
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from archsearch.genome import Genome
+    from archsearch.mup import Scheme
+    from archsearch.scale.parallel import World
+    from archsearch.scale.pretrain import Mark, Step
+    from archsearch.sections import Recipe
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A model that was trained to the end."""
+
+    plan: ScalePlan
+    loss: float
+    """On held-out text, in nats per token."""
+    bits_per_byte: float
+    stability: Stability
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What was asked for."""
+
+    genome: Genome
+    recipe: Recipe
+    width: int
+    depth: int
+    context: int
+    scheme: Scheme
+    text: tuple[str, ...]
+    tokenizer: str
+    baseline: str
+    """The name of what is trained beside it; empty for nothing."""
+    seed: int
+    accumulate: int
+    bf16: bool | None
+    compile: bool | None
+    shard: bool
+    device: str
+
+
+def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> None:
+    """Show the plan and train it, beside a baseline with as many parameters.
+
+    The same command goes on where it stopped.
+
+    Raises:
+        SpaceError: if heads do not fit the width.
+        CorpusError: if the text cannot be used.
+        RunError: if the directory holds another training, or cannot be written.
+        Diverged: if a loss is not finite.
+    """
+    base = Base(wanted.genome.d_model, len(wanted.genome.genes), wanted.scheme)
+    other = load_genome(wanted.baseline) if wanted.baseline else None
+    large = enlarged(wanted.genome, wanted.width, wanted.depth)
+    with join_world(wanted.device) as world:
+        if not world.first:
+            console = Console(quiet=True)
+        corpus = Corpus.open(wanted.text, wanted.tokenizer, folder.parent / "text")
+        plan = ScalePlan(
+            genome=large, base=base, recipe=wanted.recipe, context=wanted.context,
+            vocab=corpus.vocab,
+        )  # fmt: skip
+        corpus.windows(plan.context)
+        plans = {"winner": plan} | ({"baseline": rival(plan, other)} if other else {})
+        gpu = world.device.type == "cuda"
+        settings = Settings(
+            context=wanted.context, accumulate=wanted.accumulate, seed=wanted.seed,
+            dtype="bfloat16" if gpu and wanted.bf16 is None or wanted.bf16 else "float32",
+            compile=gpu if wanted.compile is None else wanted.compile, shard=wanted.shard,
+        )  # fmt: skip
+        show_plans(plans, corpus, world, console)
+        if not dry_run:
+            carry_out(plans, corpus, settings, folder, world, console)
+
+
+def show_plans(
+    plans: dict[str, ScalePlan], corpus: Corpus, world: World, console: Console
+) -> None:
+    """Print what will be trained, before anything is."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", *plans):
+        table.add_column(name, overflow="fold")
+    for label, cells in _rows(plans, world).items():
+        table.add_row(label, *cells)
+    console.print(table)
+    first = next(iter(plans.values()))
+    console.print(
+        f"\nbase: width {first.base.width}, depth {first.base.depth:g}, learning rate "
+        f"{first.recipe.lr:g}; scheme {first.base.scheme}. Factors on the base, for the winner:"
+    )
+    console.print(_factors(first))
+    console.print(
+        f"\ntext: {corpus.name}, {count(corpus.text_bytes)} bytes, tokenizer {corpus.tokenizer}; "
+        f"{corpus.epochs(first.recipe.steps, first.recipe.batch, first.context):.2f} epochs",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _rows(plans: dict[str, ScalePlan], world: World) -> dict[str, list[str]]:
+    told: dict[str, list[str]] = {}
+    for plan in plans.values():
+        took = step_seconds(plan, world.device) / world.size
+        told.setdefault("genome", []).append(plan.genome.text())
+        told.setdefault("width", []).append(str(plan.genome.d_model))
+        told.setdefault("depth", []).append(f"{len(plan.genome.genes)} branches")
+        told.setdefault("parameters", []).append(count(plan.params))
+        told.setdefault("steps", []).append(
+            f"{plan.recipe.steps} of {plan.recipe.batch} x {plan.context} tokens"
+        )
+        told.setdefault("tokens", []).append(count(plan.tokens))
+        told.setdefault("FLOPs", []).append(count(plan.flops * plan.tokens))
+        told.setdefault("memory", []).append(f"about {size(plan.memory)}")
+        told.setdefault("time", []).append(f"about {span(took * plan.recipe.steps)}")
+    return told
+
+
+def _factors(plan: ScalePlan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("parameters")
+    for name in ("number", "init", "learning rate", "decay", "eps"):
+        table.add_column(name, justify="right")
+    for kind, number, scales in plan.factors():
+        shares = (scales.init, scales.lr, scales.weight_decay, scales.eps)
+        table.add_row(kind, count(number), *(f"{share:.3g}" for share in shares))
+    branch = plan.model.stack.multiplier
+    table.add_row(Text(f"each branch x {branch:.3g}, logits x {plan.model.logit_multiplier:.3g}"))
+    return table
+
+
+def carry_out(
+    plans: dict[str, ScalePlan],
+    corpus: Corpus,
+    settings: Settings,
+    folder: Path,
+    world: World,
+    console: Console,
+) -> None:
+    """Train what was planned, and print how it ended."""
+    best = peak(world.device)
+    done = {}
+    for name, plan in plans.items():
+        done[name] = _trained(name, plan, corpus, settings, folder / name, world, best, console)
+    if not world.first:
+        return
+    console.print()
+    console.print(_outcome(done, corpus))
+    for line in _in_words(done):
+        console.print(line, markup=False, soft_wrap=True)
+    told = {name: _told(scaled) for name, scaled in done.items()}
+    told["text"] = {"name": corpus.name, "order0": corpus.order0, "xz": corpus.xz}
+    write(folder / RESULT, json.dumps(told, indent=1) + "\n")
+    console.print(f"written to {folder}", markup=False, soft_wrap=True)
+
+
+def _trained(
+    name: str,
+    plan: ScalePlan,
+    corpus: Corpus,
+    settings: Settings,
+    folder: Path,
+    world: World,
+    best: float,
+    console: Console,
+) -> Scaled:
+    """One model, from its last checkpoint or from the start, to the end."""
+    about = _about(plan, corpus, settings)
+    known = checkpoint.latest(folder)
+    if known and known[1]["about"] != about:
+        changed = [key for key, value in about.items() if known[1]["about"].get(key) != value]
+        raise RunError(
+            f"{folder} holds a training with another {', '.join(changed)}; name another directory "
+            "with --out, or remove it"
+        )
+    start = generator(settings.seed, "scale", "start")
+    model = build(plan.genome, plan.vocab, generator=start, base=plan.base)
+    training = Pretraining(model, corpus, plan.recipe, settings, world)
+    if known:
+        training.restore(*known)
+        if world.first and training.step < plan.recipe.steps:
+            console.print(f"{name}: goes on after step {training.step}")
+    live = _Live(name, plan, corpus, training, best, console)
+
+    def on_mark(mark: Mark) -> None:
+        live.mark(mark)
+        training.save(folder, about)
+
+    with live:
+        train(training, live.step, on_mark)
+    last = training.marks[-1]
+    return Scaled(
+        plan, last.held_out, corpus.bits_per_byte(last.held_out),
+        judge(training.probes.log(), math.log(plan.vocab)),
+        sum(mark.seconds for mark in training.marks),
+    )  # fmt: skip
+
+
+def _about(plan: ScalePlan, corpus: Corpus, settings: Settings) -> dict[str, Any]:
+    """All that a training depends on, as plain data."""
+    about = {
+        "genome": plan.genome.to_json(),
+        "base": asdict(plan.base),
+        "recipe": plan.recipe.model_dump(),
+        "settings": {k: v for k, v in asdict(settings).items() if k not in ("compile", "shard")},
+        "text": corpus.key,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(about))
+    return plain
+
+
+class _Live:
+    """Progress of one training: a bar on a terminal, a line for each mark elsewhere."""
+
+    def __init__(
+        self,
+        name: str,
+        plan: ScalePlan,
+        corpus: Corpus,
+        training: Pretraining,
+        best: float,
+        console: Console,
+    ) -> None:
+        self.name, self.plan, self.corpus, self.training = name, plan, corpus, training
+        self.best, self.console = best * training.world.size, console
+        self.began, self.first = time.monotonic(), training.step
+        self.held_out = training.marks[-1].held_out if training.marks else None
+        self.shown = training.world.first and console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"),
+            console=console, transient=True, disable=not self.shown,
+        )  # fmt: skip
+        self.task = self.progress.add_task(name, total=plan.recipe.steps, told="")
+
+    def __enter__(self) -> _Live:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.__exit__(None, None, None)
+
+    @property
+    def speed(self) -> tuple[float, float, float]:
+        """Tokens per second, share of the device's best, seconds that are left."""
+        recipe, step = self.plan.recipe, self.training.step
+        took = max(1e-9, time.monotonic() - self.began) / max(1, step - self.first)
+        tokens = recipe.batch * self.plan.context / took
+        return tokens, tokens * self.plan.flops / self.best, took * (recipe.steps - step)
+
+    def step(self, step: Step) -> None:
+        """One step is done."""
+        if self.shown:
+            tokens, share, left = self.speed
+            told = (
+                f"{step.number}/{self.plan.recipe.steps} loss {float(step.loss):.3f}  "
+                f"{count(tokens)} tokens/s  MFU {share:.0%}  {span(left)} left"
+            )
+            self.progress.update(self.task, completed=step.number, told=told)
+
+    def mark(self, mark: Mark) -> None:
+        """The held-out text was read."""
+        if not self.training.world.first:
+            return
+        tokens, share, left = self.speed
+        self.console.print(
+            f"{self.name} {mark.step}/{self.plan.recipe.steps}: loss {mark.loss:.3f}, held out "
+            f"{mark.held_out:.3f} ({self.corpus.bits_per_byte(mark.held_out):.3f} bits per byte), "
+            f"{count(tokens)} tokens/s, MFU {share:.0%}, {span(left)} left",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _outcome(done: dict[str, Scaled], corpus: Corpus) -> Table:
+    """Each model beside what bits per byte are without one."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in ("parameters", "tokens", "loss", "bits per byte", "time"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    ranked = sorted(done.items(), key=lambda item: item[1].stability.rank(item[1].loss))
+    for name, scaled in ranked:
+        table.add_row(
+            name, count(scaled.plan.params), count(scaled.plan.tokens), f"{scaled.loss:.3f}",
+            f"{scaled.bits_per_byte:.3f}", span(scaled.seconds),
+            "" if scaled.stability.stable else "unstable",
+        )  # fmt: skip
+    for name, bits in (("bytes by frequency", corpus.order0), ("xz", corpus.xz)):
+        table.add_row(name, "", "", "", f"{bits:.3f}")
+    return table
+
+
+def _in_words(done: dict[str, Scaled]) -> list[str]:
+    told = [
+        f"{name}: {scaled.stability.why}"
+        for name, scaled in done.items()
+        if not scaled.stability.stable
+    ]
+    if {"winner", "baseline"} <= done.keys():
+        gap = done["baseline"].bits_per_byte - done["winner"].bits_per_byte
+        which = "below" if gap >= 0 else "above"
+        told.append(
+            f"the winner is {abs(gap):.3f} bits per byte {which} the baseline; one seed of each, so "
+            "differences of a few hundredths mean nothing"
+        )
+    return told
+
+
+def _told(scaled: Scaled) -> dict[str, Any]:
+    plan = scaled.plan
+    return {
+        "genome": plan.genome.to_json(), "base": asdict(plan.base), "params": plan.params,
+        "tokens": plan.tokens, "flops": plan.flops * plan.tokens, "loss": scaled.loss,
+        "bits_per_byte": scaled.bits_per_byte, "stability": scaled.stability.why,
+        "seconds": scaled.seconds,
+    }  # fmt: skip
