@@ -1,0 +1,1 @@
+"""Winners at a larger scale, on real text."""
