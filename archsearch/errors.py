@@ -5,6 +5,7 @@ ArchsearchError
   BlockError        a block cannot be built this way               exit 2
   RunError          a run directory or its study cannot be used    exit 3
   ExportError       an exported model is missing or does not fit   exit 4
+  CorpusError       a text or its token files cannot be used       exit 5
   TrialError        one trial failed; the study goes on
     Diverged        the loss is not finite
     OutOfMemory     training needs more memory than there is
@@ -47,6 +48,12 @@ class ExportError(ArchsearchError):
     """An exported model is missing, damaged or from a newer version."""
 
     exit_code = 4
+
+
+class CorpusError(ArchsearchError):
+    """A text cannot be read, tokenized or kept, or is too short."""
+
+    exit_code = 5
 
 
 class TrialError(ArchsearchError):
