@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
-from rich.text import Text
 
 from archsearch.errors import RunError
 from archsearch.model import build
-from archsearch.mup import Base
+from archsearch.mup import Base, branch_multiplier
 from archsearch.scale import checkpoint
 from archsearch.scale.corpus import Corpus
 from archsearch.scale.parallel import join_world
@@ -99,19 +98,19 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
         corpus.windows(plan.context)
         plans = {"winner": plan} | ({"baseline": rival(plan, other)} if other else {})
         gpu = world.device.type == "cuda"
+        bf16, compiled = (
+            gpu if asked is None else asked for asked in (wanted.bf16, wanted.compile)
+        )
         settings = Settings(
             context=wanted.context, accumulate=wanted.accumulate, seed=wanted.seed,
-            dtype="bfloat16" if gpu and wanted.bf16 is None or wanted.bf16 else "float32",
-            compile=gpu if wanted.compile is None else wanted.compile, shard=wanted.shard,
+            dtype="bfloat16" if bf16 else "float32", compile=compiled, shard=wanted.shard,
         )  # fmt: skip
         show_plans(plans, corpus, world, console)
         if not dry_run:
             carry_out(plans, corpus, settings, folder, world, console)
 
 
-def show_plans(
-    plans: dict[str, ScalePlan], corpus: Corpus, world: World, console: Console
-) -> None:
+def show_plans(plans: dict[str, ScalePlan], corpus: Corpus, world: World, console: Console) -> None:
     """Print what will be trained, before anything is."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", *plans):
@@ -125,6 +124,11 @@ def show_plans(
         f"{first.recipe.lr:g}; scheme {first.base.scheme}. Factors on the base, for the winner:"
     )
     console.print(_factors(first))
+    branch = branch_multiplier(len(first.genome.genes) / first.base.depth, first.base.scheme)
+    console.print(
+        f"each branch is multiplied by {branch:.3g}, the logits by "
+        f"{first.model.logit_multiplier:.3g}"
+    )
     console.print(
         f"\ntext: {corpus.name}, {count(corpus.text_bytes)} bytes, tokenizer {corpus.tokenizer}; "
         f"{corpus.epochs(first.recipe.steps, first.recipe.batch, first.context):.2f} epochs",
@@ -144,7 +148,7 @@ def _rows(plans: dict[str, ScalePlan], world: World) -> dict[str, list[str]]:
             f"{plan.recipe.steps} of {plan.recipe.batch} x {plan.context} tokens"
         )
         told.setdefault("tokens", []).append(count(plan.tokens))
-        told.setdefault("FLOPs", []).append(count(plan.flops * plan.tokens))
+        told.setdefault("FLOPs", []).append(f"{plan.flops * plan.tokens:.1e}")
         told.setdefault("memory", []).append(f"about {size(plan.memory)}")
         told.setdefault("time", []).append(f"about {span(took * plan.recipe.steps)}")
     return told
@@ -158,8 +162,6 @@ def _factors(plan: ScalePlan) -> Table:
     for kind, number, scales in plan.factors():
         shares = (scales.init, scales.lr, scales.weight_decay, scales.eps)
         table.add_row(kind, count(number), *(f"{share:.3g}" for share in shares))
-    branch = plan.model.stack.multiplier
-    table.add_row(Text(f"each branch x {branch:.3g}, logits x {plan.model.logit_multiplier:.3g}"))
     return table
 
 
@@ -333,8 +335,8 @@ def _in_words(done: dict[str, Scaled]) -> list[str]:
         gap = done["baseline"].bits_per_byte - done["winner"].bits_per_byte
         which = "below" if gap >= 0 else "above"
         told.append(
-            f"the winner is {abs(gap):.3f} bits per byte {which} the baseline; one seed of each, so "
-            "differences of a few hundredths mean nothing"
+            f"the winner is {abs(gap):.3f} bits per byte {which} the baseline; one seed of each, "
+            "so differences of a few hundredths mean nothing"
         )
     return told
 

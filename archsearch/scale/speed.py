@@ -58,6 +58,6 @@ def step_seconds(plan: ScalePlan, device: torch.device) -> float:
         began = time.perf_counter()
         loss = cross_entropy(model(row), row)
         loss.backward()
-        float(loss)
+        float(loss.detach())
         times.append(time.perf_counter() - began)
     return min(times) * scale * plan.recipe.batch
