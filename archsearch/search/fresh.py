@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import statistics
-import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from archsearch.errors import RunError
+from archsearch.processes import side_by_side
 from archsearch.search.finals import Fresh, Known, from_plain, merged, to_plain
 from archsearch.seeds import seed
 from archsearch.train import evaluate, generator
@@ -29,7 +23,7 @@ from archsearch.trial import WORST_LOSS, run_trial, task_label
 from archsearch.weights import save_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from archsearch.genome import Genome
     from archsearch.model import Model
@@ -72,78 +66,18 @@ def train(
         RunError: if a process dies. KeyboardInterrupt passes through once all have ended.
     """
     wanted = missing(genomes, seeds, known)
-    if not wanted:
-        return
-    with _pool(min(workers, len(wanted))) as pool:
-        with _interrupts_later():
-            asked = {
-                pool.submit(_training, experiment, genome, k, weights): (genome, k)
-                for genome, k in wanted
-            }
-        for answer in as_completed(asked):
-            genome, k = asked[answer]
-            fresh, seconds = answer.result()
-            known.setdefault(genome.key, {})[k] = fresh
-            on_trained(genome, k, fresh, seconds)
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that are gone when the body ends, in whatever way.
-
-    Raises:
-        RunError: if one of them dies.
-    """
-    before = set(active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
-    try:
-        yield pool
-    except BrokenProcessPool:
-        raise RunError(
-            f"a training on a fresh seed died; is there enough memory for {workers}? Fewer with "
-            "--workers. What has ended is kept; the same command continues"
-        ) from None
-    finally:
-        for child in set(active_children()) - before:
-            child.kill()
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Hold Ctrl-C back; processes that are started meanwhile never see it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin() -> None:
-    """One thread for sums, another that ends this process with the one that started it.
-
-    What a block prints is not for the terminal.
-    """
-    import torch
-
-    torch.set_num_threads(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
-    parent = parent_process()
-
-    def leave_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    for (genome, k), (fresh, seconds) in side_by_side(
+        _training, wanted, workers, experiment, weights
+    ):
+        known.setdefault(genome.key, {})[k] = fresh
+        on_trained(genome, k, fresh, seconds)
 
 
 def _training(
-    experiment: Experiment, genome: Genome, k: int, weights: Path | None
+    wanted: tuple[Genome, int], experiment: Experiment, weights: Path | None
 ) -> tuple[Fresh, float]:
     """One training on every task, and the seconds that it took."""
+    genome, k = wanted
     stream = seed(experiment.search.seed, "fresh", k)
     recipe = experiment.recipe.model_copy(update={"seeds": 1})
     result = run_trial(genome, experiment.tasks, recipe, stream)
