@@ -11,13 +11,11 @@ Heads, states, experts, ranks and vocabularies stay as wide as they are.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from archsearch.block import block_class
-from archsearch.canonical import nested
-from archsearch.errors import SpaceError
+from archsearch.errors import BlockError, SpaceError
 from archsearch.genome import Gene, Genome
 
 if TYPE_CHECKING:
@@ -92,37 +90,47 @@ def branch_multiplier(depth: float, scheme: Scheme) -> float:
     return depth ** -EXPONENTS[scheme]
 
 
-def width_step(genome: Genome) -> int:
-    """What the widths that `widened` can make are multiples of."""
-    counts = [
-        int(value)
-        for gene in nested(genome.genes)
-        for name, value in gene.params
-        if name in block_class(gene.block).grows and value
-    ]
-    return math.lcm(*(genome.d_model // math.gcd(genome.d_model, count) for count in counts))
+FARTHEST = 256
+"""How far from a width that does not fit one that does is looked for."""
 
 
 def widened(genome: Genome, width: int) -> Genome:
     """The genome at another width: heads stay as wide as they are, so their number changes.
 
     Raises:
-        SpaceError: if a number of heads is not whole then.
+        SpaceError: if a block cannot be built at that width, or a number of heads is not whole.
     """
-    step = width_step(genome)
-    if width % step:
-        near = sorted({width // step * step or step, (width // step + 1) * step})
-        raise SpaceError(
-            f"width {width}: heads of {genome.text()} would not be as wide as at width "
-            f"{genome.d_model}; legal: multiples of {step}, e.g. {', '.join(map(str, near))}"
-        )
+    wide, why = _wide(genome, width)
+    if wide is None:
+        near = ", ".join(map(str, legal_widths(genome, width))) or "none near it"
+        raise SpaceError(f"{genome.text()} cannot be {width} wide: {why}; legal: {near}")
+    return wide
+
+
+def legal_widths(genome: Genome, width: int) -> list[int]:
+    """The nearest widths that a genome can have, one from below and one from above, or that one."""
+    below = (w for w in range(width, max(0, width - FARTHEST), -1) if _wide(genome, w)[0])
+    above = (w for w in range(width, width + FARTHEST) if _wide(genome, w)[0])
+    return sorted({w for side in (below, above) if (w := next(side, None))})
+
+
+def _wide(genome: Genome, width: int) -> tuple[Genome | None, str]:
+    """The genome at a width, or why it cannot have it."""
 
     def grown(gene: Gene) -> Gene:
-        grows = block_class(gene.block).grows
-        params = tuple(
-            (name, int(value) * width // genome.d_model if name in grows and value else value)
-            for name, value in gene.params
-        )
-        return replace(gene, params=params, inner=tuple(map(grown, gene.inner)))
+        kind = block_class(gene.block)
+        params = dict(gene.params)
+        for name in kind.grows:
+            if isinstance(count := params[name], int):
+                if count * width % genome.d_model:
+                    channels = f"{genome.d_model}/{count} channels each"
+                    raise BlockError(f"{gene.block} has {name} of {channels}")
+                params[name] = count * width // genome.d_model
+        kind.check(width, kind.Config(**params))
+        inner = tuple(map(grown, gene.inner))
+        return replace(gene, params=tuple(params.items()), inner=inner)
 
-    return replace(genome, d_model=width, genes=tuple(map(grown, genome.genes)))
+    try:
+        return replace(genome, d_model=width, genes=tuple(map(grown, genome.genes))), ""
+    except BlockError as error:
+        return None, str(error)

@@ -61,6 +61,7 @@ def join_world(device: str = "") -> Iterator[World]:
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
         yield World(place, dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # nobody leaves while another still talks
     finally:
         dist.destroy_process_group()
 

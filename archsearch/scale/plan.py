@@ -12,7 +12,7 @@ import torch
 from archsearch.genome import Gene, Genome
 from archsearch.memory import pass_bytes
 from archsearch.model import Model, cost
-from archsearch.mup import Base, Scales, widened, width_step
+from archsearch.mup import Base, Scales, legal_widths, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,21 +131,14 @@ def rival(plan: ScalePlan, genome: Genome) -> ScalePlan:
 
 
 def _widths(genome: Genome, plan: ScalePlan) -> list[Genome]:
-    """The genome at the two widths whose parameters enclose those of a plan."""
-
-    def params(wide: Genome) -> int:
-        return replace(plan.at(wide), base=Base(wide.d_model, 1)).params
-
-    step = width_step(genome)
-    low, high = step, step
-    while params(widened(genome, high)) < plan.params:
-        low, high = high, 2 * high
-    while high - low > step:
-        middle = (low + high) // 2 // step * step
-        low, high = (
-            (middle, high) if params(widened(genome, middle)) < plan.params else (low, middle)
-        )
-    return [widened(genome, low), widened(genome, high)]
+    """The genome at widths that come near to the parameters of a plan."""
+    width, made = plan.genome.d_model, dict[int, Genome]()
+    for _ in range(4):  # parameters grow about as the square of the width
+        near = [widened(genome, legal) for legal in legal_widths(genome, width)]
+        made |= {wide.d_model: wide for wide in near}
+        has = replace(plan.at(near[0]), base=Base(near[0].d_model, 1)).params
+        width = max(1, round(near[0].d_model * (plan.params / has) ** 0.5))
+    return list(made.values())
 
 
 def _period(genome: Genome) -> Genome:

@@ -1,0 +1,218 @@
+"""Training on text: to the entropy of its source, resumable, the same in one process or many."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from archsearch.errors import Diverged, RunError
+from archsearch.genome import Gene, Genome
+from archsearch.model import build
+from archsearch.mup import Base
+from archsearch.scale import checkpoint
+from archsearch.scale.corpus import Corpus
+from archsearch.scale.parallel import World
+from archsearch.scale.pretrain import Pretraining, Settings, train
+from archsearch.sections import Recipe
+from archsearch.testing.text import Markov
+from archsearch.train import generator
+
+HYBRID = Genome(
+    32,
+    (
+        Gene.of("attention", heads=2, share="A"),
+        Gene.of("swiglu"),
+        Gene.of("attention", heads=2, share="A"),
+        Gene.of("mamba2", head_dim=16),
+        Gene.of("mod", of=(Gene.of("swiglu"),), capacity=0.5),
+        Gene.of("peer", keys=16, heads=2, top_k=4, key_width=8),
+    ),
+    tie_embeddings=True,
+)
+"""Shared weights, tied embeddings, a wrapper and tables."""
+SOURCE = Markov.draw(8, generator("test", "source"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "markov.txt").write_bytes(SOURCE.sample(60_000, generator("test", "text")))
+    return Corpus.open([str(folder / "markov.txt")], "byte", folder / "cache")
+
+
+def pretraining(corpus, genome=HYBRID, *, lr=1e-2, base=None, **given):
+    recipe = Recipe(steps=12, batch=8, lr=lr, evals=3)
+    model = build(genome, corpus.vocab, generator=generator("start"), base=base or Base(16, 3))
+    return Pretraining(model, corpus, recipe, Settings(context=32, held_out=8, **given))
+
+
+def losses(training, steps):
+    return [float(training.descend().loss) for _ in range(steps)]
+
+
+def test_a_model_learns_its_source_to_the_entropy_and_not_below(corpus):
+    genome = Genome(32, (Gene.of("short_conv"), Gene.of("swiglu")))
+    model = build(genome, corpus.vocab, generator=generator("start"))
+    recipe = Recipe(steps=200, batch=16, lr=1e-2, evals=1)
+    training = Pretraining(model, corpus, recipe, Settings(context=64, held_out=200))
+    train(training)
+    bits = corpus.bits_per_byte(training.marks[-1].held_out)
+    assert SOURCE.entropy_rate - 0.02 < bits < SOURCE.entropy_rate + 0.06
+    assert corpus.order0 > bits + 0.2, "the text tells nothing: its order-0 entropy is its rate"
+
+
+def test_a_training_that_was_put_down_goes_on_to_the_same_bits(corpus, tmp_path):
+    whole = pretraining(corpus)
+    expected = losses(whole, 12)
+    half = pretraining(corpus)
+    losses(half, 5)
+    half.mark(0.0, 1.0)
+    half.look(0.0)
+    half.save(tmp_path, {})
+    other = pretraining(corpus)
+    other.restore(*checkpoint.latest(tmp_path))
+    assert other.step == 5
+    assert (other.marks, other.probes) == (half.marks, half.probes)
+    assert losses(other, 7) == expected[5:]
+    for a, b in zip(whole.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_step_in_parts_is_the_step(corpus):
+    assert losses(pretraining(corpus, accumulate=4), 4) == pytest.approx(
+        losses(pretraining(corpus), 4), abs=1e-4
+    )
+
+
+def test_looking_changes_nothing(corpus):
+    looked, alone = pretraining(corpus), pretraining(corpus)
+    for _ in range(4):
+        looked.look(float(looked.descend().loss))
+        looked.evaluate()
+    losses(alone, 4)
+    for a, b in zip(looked.model.parameters(), alone.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_training_that_diverges_says_so_and_keeps_its_last_checkpoint(corpus, tmp_path):
+    training = pretraining(corpus)
+    losses(training, 4)
+    training.save(tmp_path, {})
+    with torch.no_grad():
+        next(training.model.parameters()).fill_(math.nan)
+    with pytest.raises(Diverged, match=r"after step 5 at learning rate 0\.01"):
+        training.mark(float(training.descend().loss), 1.0)
+    pretraining(corpus).restore(*checkpoint.latest(tmp_path))
+
+
+def test_checkpoints_are_whole_or_not_there(corpus, tmp_path, monkeypatch):
+    training = pretraining(corpus)
+    for _ in range(3):
+        losses(training, 1)
+        training.save(tmp_path, {})
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000003"]
+
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    losses(training, 1)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunError, match=r"No space left on device.*before it is kept"):
+        training.save(tmp_path, {})
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000003"]
+    assert checkpoint.latest(tmp_path)[1]["step"] == 3
+
+
+def test_a_checkpoint_of_another_model_or_version_and_a_damaged_one_are_named(corpus, tmp_path):
+    training = pretraining(corpus)
+    losses(training, 1)
+    training.save(tmp_path, {})
+    found, state = checkpoint.latest(tmp_path)
+    other = pretraining(corpus, dataclasses.replace(HYBRID, genes=HYBRID.genes[:2]))
+    with pytest.raises(RunError, match="step-00000001 is damaged or belongs to another model"):
+        other.restore(found, state)
+    weights = found / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(RunError, match="step-00000001 is damaged or belongs to another model"):
+        training.restore(found, state)
+    (found / "state.json").write_text(json.dumps({**state, "format": 99}))
+    with pytest.raises(RunError, match="has format 99; this version reads format 1"):
+        checkpoint.latest(tmp_path)
+    (found / "state.json").write_text("{")
+    with pytest.raises(RunError, match="is damaged; remove it"):
+        checkpoint.latest(tmp_path)
+
+
+PROCESS = """
+import sys, json
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from archsearch.scale import checkpoint
+from archsearch.scale.corpus import Corpus
+from archsearch.scale.parallel import join_world
+from archsearch.scale.pretrain import Pretraining, Settings
+from archsearch.model import build
+from archsearch.mup import Base
+from archsearch.sections import Recipe
+from archsearch.train import generator
+from tests.scale.test_pretrain import HYBRID
+text, folder, shard, steps = sys.argv[1:]
+with join_world("cpu") as world:
+    corpus = Corpus.open([text], "byte", Path(text).parent / "cache")
+    model = build(HYBRID, corpus.vocab, generator=generator("start"), base=Base(16, 3))
+    settings = Settings(context=32, held_out=8, accumulate=2, shard=bool(int(shard)))
+    recipe = Recipe(steps=12, batch=8, lr=1e-2, evals=3)
+    training = Pretraining(model, corpus, recipe, settings, world)
+    found = checkpoint.latest(Path(folder))
+    if found:
+        training.restore(*found)
+    losses = []
+    while training.step < int(steps):
+        losses.append(float(training.descend().loss))
+    losses.append(training.evaluate())
+    training.look(0.0)
+    training.save(Path(folder), {})
+    assert model.readout.weight is model.embedding.weight
+    if world.first:
+        print(json.dumps([world.size, losses]))
+"""
+
+
+def in_world(size, corpus_file, folder, *, shard, steps):
+    start = [sys.executable]
+    if size > 1:
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(size), "--standalone"]
+    script = folder / "process.py"
+    folder.mkdir(exist_ok=True)
+    script.write_text(PROCESS)
+    done = subprocess.run(
+        [*start, str(script), str(corpus_file), str(folder), str(int(shard)), str(steps)],
+        capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    made, found = json.loads(done.stdout.splitlines()[-1])
+    assert made == size
+    return found
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
+def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(tmp_path, shard):
+    text = tmp_path / "markov.txt"
+    text.write_bytes(SOURCE.sample(60_000, generator("test", "text")))
+    alone = in_world(1, text, tmp_path / "alone", shard=False, steps=8)
+    both = in_world(2, text, tmp_path / "both", shard=shard, steps=8)
+    assert both == pytest.approx(alone, abs=1e-4)
+    more = in_world(1, text, tmp_path / "both", shard=False, steps=12)
+    straight = in_world(1, text, tmp_path / "straight", shard=False, steps=12)
+    assert more == pytest.approx(straight[8:], abs=1e-4)
+
+
+def test_a_world_of_one_needs_no_launcher():
+    assert World().first
