@@ -1,13 +1,16 @@
 """A proxy that ranks is told from one that does not, with intervals that cover."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from archsearch.errors import RunError
 from archsearch.scale import agreement
 from archsearch.scale.agreement import Panel, Score
+from archsearch.scale.verdict import least_tau
 from archsearch.seeds import seed
 
 
@@ -113,6 +116,17 @@ def test_the_ceiling_is_that_of_two_halves(seeds):
     assert np.mean(found) == pytest.approx(known, abs=0.02)
 
 
+def test_noise_of_seeds_widens_the_interval():
+    rng = np.random.default_rng(18)
+    true_N, _ = simulated(rng)
+    proxy_NS = true_N[:, None] + 0.05 * rng.normal(size=(24, 1))
+    quiet, loud = (
+        agree(panel(true_N[:, None] + [-noise, noise], proxy_NS)).proxy.tau for noise in (0.0, 0.1)
+    )
+    assert quiet.value == pytest.approx(loud.value)
+    assert loud.high - loud.low > 1.1 * (quiet.high - quiet.low)
+
+
 def test_noise_of_seeds_decides_which_pairs_count():
     rng = np.random.default_rng(8)
     quiet, loud = (
@@ -121,6 +135,35 @@ def test_noise_of_seeds_decides_which_pairs_count():
     )
     assert quiet.noise == pytest.approx(0.001, rel=0.4)
     assert loud.resolvable < quiet.pairs / 2 < quiet.resolvable <= quiet.pairs == 24 * 23 / 2
+
+
+def test_accuracy_is_over_the_pairs_that_are_apart():
+    rng = np.random.default_rng(16)
+    _, target_NS = simulated(rng, noise=0.06)
+    proxy_N = target_NS.mean(1).round(1) + 0.1 * rng.integers(2, size=24)
+    limit = 2 * math.sqrt(target_NS.var(1, ddof=1).mean()) * math.sqrt(2 / 2)
+    hits = []
+    for (t, p), (u, q) in combinations(zip(target_NS.mean(1), proxy_N, strict=True), 2):
+        if abs(t - u) > limit:
+            hits.append(0.5 if p == q else float((p < q) == (t < u)))
+    found = agree(panel(target_NS, proxy_N[:, None]), resamples=10)
+    assert 0.5 in hits
+    assert found.resolvable == len(hits)
+    assert found.proxy.accuracy.value == pytest.approx(np.mean(hits))
+
+
+def test_p_is_that_of_the_exact_test():
+    rng = np.random.default_rng(17)
+    true_N, target_NS = simulated(rng, genomes=14)
+    proxy_NS = true_N[:, None] + 0.3 * rng.normal(size=(14, 1))
+    exact = stats.kendalltau(target_NS.mean(1), proxy_NS[:, 0], method="exact").pvalue
+    assert 0.01 < exact < 0.5
+    assert agree(panel(target_NS, proxy_NS), 10_000).proxy.p == pytest.approx(exact, rel=0.1)
+
+
+@pytest.mark.parametrize(("genomes", "tau"), [(8, 0.57), (12, 0.43), (16, 0.36), (24, 0.29)])
+def test_what_so_many_genomes_can_tell(genomes, tau):
+    assert least_tau(genomes) == pytest.approx(tau, abs=0.006)
 
 
 def test_what_only_counts_parameters_has_nothing_left_without_them():

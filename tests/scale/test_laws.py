@@ -45,14 +45,16 @@ def test_two_sizes_give_the_slope_in_logarithms():
     assert (found.floor.low, found.floor.high) == (0, 0)
 
 
-@pytest.mark.parametrize("sizes", [SIZES[:2], SIZES])
-def test_the_interval_of_the_exponent_covers_it(sizes):
-    floor, rng = 0.0 if len(sizes) == 2 else 1.5, np.random.default_rng(1)
+@pytest.mark.parametrize(
+    ("sizes", "floor", "seeds", "times"), [(SIZES[:2], 0.0, 2, 300), (SIZES, 1.5, 3, 40)]
+)
+def test_the_interval_of_the_exponent_covers_it(sizes, floor, seeds, times):
+    rng = np.random.default_rng(1)
     held = [
-        0.25 in power_law(grown(floor, noise=0.005, rng=rng, sizes=sizes, seeds=3)).exponent
-        for _ in range(40)
+        0.25 in power_law(grown(floor, noise=0.005, rng=rng, sizes=sizes, seeds=seeds)).exponent
+        for _ in range(times)
     ]
-    assert np.mean(held) >= 0.88
+    assert np.mean(held) >= 0.9
 
 
 def test_one_seed_gives_no_interval():
@@ -84,6 +86,13 @@ def test_lines_that_cross_in_reach_are_flagged():
 
 def test_parallel_lines_do_not_cross():
     assert crossings(trends([line("a", 2.0, 0.05), line("bb", 2.02, 0.05)]), reach=1e6) == []
+
+
+def test_the_noise_of_a_line_grows_with_its_reach():
+    """The order at the largest size is clear, that at the end is 1.3 errors from 0."""
+    pair = trends([line("conv", 2.0, 0.05), line("attention", 2.02, 0.0571)])
+    (found,) = crossings(pair, reach=10)
+    assert not found.clear
 
 
 def test_a_crossing_within_the_noise_is_not_clear():
