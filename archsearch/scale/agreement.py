@@ -1,10 +1,12 @@
 """Does a cheap score rank genomes as their loss at full scale does?
 
 Everything is turned so that smaller is better. Intervals are percentile bootstraps over genomes
-with the seeds resampled inside: a genome that is drawn twice shows the same seeds twice. Resampling
-genomes alone would do for the noise of seeds, so these intervals are wide rather than narrow.
+with the seeds resampled inside: a genome that is drawn twice shows the same seeds twice. As the
+genomes that are drawn bring their noise along, this counts the noise of seeds more than once, and
+intervals are rather wide: of simulated panels of 24 they held tau in 96 % without noise and in
+98 to 99 % where the noise of a seed was 0.3 to 0.5 of the spread of genomes.
 
-Shapes: R resamples, N genomes, S seeds, P pairs.
+Shapes: R resamples, N genomes, S seeds, K statistics.
 """
 
 from __future__ import annotations
