@@ -184,7 +184,7 @@ class Pretraining:
         few = max(1, self.recipe.batch // 8)
         rows_BT = self.corpus.held_out(few, self.settings.context)[:, :-1].to(self.world.device)
         with self._precision():
-            self.probes.look(self.step, loss, self.model, rows_BT, self.optimizers, self.world)
+            self.probes.look(self.step, loss, self.model, rows_BT, self.optimizers)
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write a checkpoint; see `checkpoint.save`."""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from archsearch.model import Model
-    from archsearch.scale.parallel import World
 
 QUERIES = 256
 """Queries whose logits are made at once."""
@@ -46,9 +45,8 @@ class Probes:
         model: Model,
         rows_BT: Tensor,
         optimizers: list[torch.optim.Optimizer],
-        world: World,
     ) -> None:
-        """Note one moment.
+        """Note one moment, as this process sees it.
 
         Args:
             step: Steps that are behind it.
@@ -56,15 +54,12 @@ class Probes:
             model: What is trained; every process must run it.
             rows_BT: Tokens to run it on.
             optimizers: Its optimizers, after their step.
-            world: The processes; what the first one sees is noted.
         """
         training = model.training
         model.eval()
         with AttentionLogits() as attention, _branch_rms(model) as rms:
             logits_BTV = model(rows_BT)
         model.train(training)
-        if not world.first:
-            return
         self.steps.append(step)
         self.loss.append(loss)
         if attention.most is not None:

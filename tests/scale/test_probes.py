@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from archsearch.genome import Gene, Genome
 from archsearch.model import Extras, build
-from archsearch.scale.parallel import World
 from archsearch.scale.probes import AttentionLogits, Probes
 from archsearch.sections import Recipe
 from archsearch.train import cross_entropy, generator, optimizers
@@ -38,7 +37,7 @@ def test_ratios_are_those_of_the_step_that_was_made():
         made[0].step()
         made[0].zero_grad()
     probes = Probes()
-    probes.look(3, 1.0, model, rows_BT, made, World())
+    probes.look(3, 1.0, model, rows_BT, made)
     moved = {
         name: (float((p - before[name]).square().sum()), float(p.square().sum()))
         for name, p in model.state_dict().items()
@@ -53,7 +52,7 @@ def test_branches_and_the_normaliser_are_noted_under_their_names():
     rows_BT = torch.randint(16, (2, 9), generator=generator("rows"))
     probes = Probes()
     for step in (1, 2):
-        probes.look(step, 2.0, model, rows_BT, optimizers(model, Recipe()), World())
+        probes.look(step, 2.0, model, rows_BT, optimizers(model, Recipe()))
     log = probes.log()
     assert (log.steps, log.loss) == ((1, 2), (2.0, 2.0))
     assert set(log.rms) == {"0", "1"}
