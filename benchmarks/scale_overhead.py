@@ -44,8 +44,10 @@ def main() -> None:
     ratios = [a / b for a, b in pairs]
     figures = {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
     print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-    result = {"genome": LARGE.text(), "steps": RECIPE.steps, "batch": RECIPE.batch,
-              "context": CONTEXT, "pairs": PAIRS, "at most": 1.05, "versions": versions()}  # fmt: skip
+    result = {
+        "genome": LARGE.text(), "steps": RECIPE.steps, "batch": RECIPE.batch, "context": CONTEXT,
+        "pairs": PAIRS, "at most": 1.05, "versions": versions(),
+    }  # fmt: skip
     target = Path(__file__).parent / "results" / "scale_overhead.json"
     target.write_text(json.dumps(result | {"figures": figures}, indent=2) + "\n")
 
