@@ -163,8 +163,13 @@ def refusal(case: Case) -> str | None:
 
 def affordable(case: Case) -> bool:
     """Whether its oracle takes no longer than a test may."""
+    return size(case) <= LARGEST
+
+
+def size(case: Case) -> int:
+    """Numbers in its parameters or in its decode state, whichever are more."""
     cost = case.cost(64)
-    return max(cost.params, cost.state_bytes // 4) <= LARGEST
+    return max(cost.params, cost.state_bytes // 4)
 
 
 def wider(case: Case) -> Case:
