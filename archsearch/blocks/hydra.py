@@ -29,6 +29,7 @@ from archsearch.block import Block, Ctx, Role, divisors, ones, require, zeros
 from archsearch.cost import Cost
 from archsearch.dims import whole
 from archsearch.kernels.ssd import flops, ssd
+from archsearch.layers.convolution import bias_of
 from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
 
@@ -103,7 +104,7 @@ class Hydra(
         z_BTE, c_BTC, dt_BTF = u_BTF[..., :E], u_BTF[..., E : E + C], u_BTF[..., E + C :]
         convolved = []
         for t in range(time):
-            value_BC = self.conv1d.get_parameter("bias").expand(batch, -1)
+            value_BC = bias_of(self.conv1d).expand(batch, -1)
             for k in range(K):
                 if 0 <= t + k - K // 2 < time:
                     tap_C = self.conv1d.weight[:, 0, k]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from archsearch.block import Block, Ctx, Role, State, normal, zeros
 from archsearch.cost import Cost
 from archsearch.dims import pow2, real, whole
 from archsearch.kernels.fft_convolution import causal_convolution
+from archsearch.layers.convolution import bias_of
 from archsearch.layers.initialisers import draw_conv
 
 SLOPES = math.log(100) / 1.5, math.log(100) / 0.3
@@ -49,8 +51,8 @@ class ImplicitFilter(nn.Module):
 
     def sine_layers(self) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of each."""
-        names = [f"layers.{i}" for i in range(len(self.layers))]
-        return [(self.get_parameter(f"{n}.weight"), self.get_parameter(f"{n}.bias")) for n in names]
+        layers: list[Any] = list(self.layers)
+        return [(layer.weight, layer.bias) for layer in layers]
 
     def forward(self, time: int) -> Tensor:
         """h_TD at lags 0 to time - 1, in float32 or finer.
@@ -128,7 +130,7 @@ class Hyena(Block, name="hyena", kind="mixer", paper="2302.10866"):
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
         """The filter is made again for each token; every sequence has the same."""
         seen_BCK = torch.cat((state["conv"], self.in_proj(x_BD)[..., None]), -1)
-        conv_CK, bias_C = self.short_filter.weight[:, 0], self.short_filter.get_parameter("bias")
+        conv_CK, bias_C = self.short_filter.weight[:, 0], bias_of(self.short_filter)
         v_BD, x1_BD, x2_BD = ((seen_BCK * conv_CK).sum(-1) + bias_C).chunk(3, -1)
         v_BD, time = v_BD * x1_BD, ctx.seen + 1
         state["inputs"][:, ctx.seen] = v_BD
@@ -138,7 +140,7 @@ class Hyena(Block, name="hyena", kind="mixer", paper="2302.10866"):
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         K, span = self.short_filter.kernel_size[0], self.filter.span
-        conv_CK, bias_C = self.short_filter.weight[:, 0], self.short_filter.get_parameter("bias")
+        conv_CK, bias_C = self.short_filter.weight[:, 0], bias_of(self.short_filter)
         (_, time, D), bands = x_BTD.shape, self.filter.bands
         u_BTC = x_BTD @ self.in_proj.weight.T
         filters, inputs, outputs = [], [], []

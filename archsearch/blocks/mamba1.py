@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from archsearch.block import Block, Ctx, Role, State, ones, zeros
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
+from archsearch.layers.convolution import bias_of
 from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
 CHUNK = 8
@@ -122,7 +123,7 @@ class Mamba1(Block, name="mamba1", kind="mixer", paper="2312.00752"):
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
         x_BE, z_BE = self.in_proj(x_BD).chunk(2, -1)
         seen_BEK = torch.cat((state["conv"], x_BE[..., None]), -1)
-        conv_EK, bias_E = self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias")
+        conv_EK, bias_E = self.conv1d.weight[:, 0], bias_of(self.conv1d)
         x_BE = F.silu((seen_BEK * conv_EK).sum(-1) + bias_E)
         dt_BE, B_BN, C_BN = self._selected(x_BE)
         a_BEN = torch.exp(dt_BE[..., None] * -self.A_log.exp())
@@ -133,7 +134,7 @@ class Mamba1(Block, name="mamba1", kind="mixer", paper="2312.00752"):
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         (E, N), (R, *_), K = self.A_log.shape, self.split, self.conv1d.kernel_size[0]
-        conv_EK, bias_E = self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias")
+        conv_EK, bias_E = self.conv1d.weight[:, 0], bias_of(self.conv1d)
 
         def silu(x: Tensor) -> Tensor:
             return x / (1 + torch.exp(-x))

@@ -32,6 +32,7 @@ from archsearch.dims import choice, whole
 from archsearch.kernels.conv_silu import conv_silu
 from archsearch.kernels.gated_norm import gated_norm, gated_norm_ref
 from archsearch.kernels.ssd import flops, ssd
+from archsearch.layers.convolution import bias_of
 from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
 
@@ -91,7 +92,7 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         # three products: to cut the result of one would cost a pass over its gradient
         rows = self.in_proj.weight.split(self.split[0])
         z_BTE, xBC_BTC, dt_BTH = (F.linear(x_BTD, weight) for weight in rows)
-        filter_CK, bias_C = self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias")
+        filter_CK, bias_C = self.conv1d.weight[:, 0], bias_of(self.conv1d)
         x_BTE, B_BTC, C_BTC = conv_silu(xBC_BTC, filter_CK, bias_C, self.split[1])
         x_BTHP = x_BTE.unflatten(-1, (self.heads, -1))
         B_BTGN, C_BTGN = (x.unflatten(-1, (self.groups, -1)) for x in (B_BTC, C_BTC))
@@ -134,7 +135,7 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         (E, C, H), (_, GN, _), G = self.split[0], self.split[1], self.groups
         K, group_H = self.conv1d.kernel_size[0], [h // (H // G) for h in range(H)]
-        conv_CK, bias_C = self.conv1d.weight[:, 0], self.conv1d.get_parameter("bias")
+        conv_CK, bias_C = self.conv1d.weight[:, 0], bias_of(self.conv1d)
 
         def silu(x: Tensor) -> Tensor:
             return x / (1 + torch.exp(-x))

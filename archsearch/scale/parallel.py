@@ -66,7 +66,21 @@ def join_world(device: str = "") -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def spread(model: Model, world: World, *, shard: bool) -> nn.Module:
+class Cast(nn.Module):
+    """A model that computes in another type than it keeps its weights and gradients in."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, *inputs: object) -> Tensor:
+        """The model with each weight cast."""
+        weights = {name: p.to(self.dtype) for name, p in self.model.named_parameters()}
+        output: Tensor = torch.func.functional_call(self.model, weights, inputs)
+        return output
+
+
+def spread(model: Model, world: World, *, shard: bool, dtype: torch.dtype) -> nn.Module:
     """The model as all processes of a world train it.
 
     Args:
@@ -74,21 +88,28 @@ def spread(model: Model, world: World, *, shard: bool) -> nn.Module:
         world: The processes.
         shard: Whether each keeps a part of the weights and moments alone (FSDP2) instead of all of
             them (DDP). Branches are sharded one by one, shared weights once.
+        dtype: What it computes in; weights, gradients and moments stay as they are.
     """
     model.to(world.device)
-    if world.size == 1:
-        return model
-    if not shard:
+    if world.size == 1 or not shard:
+        whole = model if dtype is torch.float32 else Cast(model, dtype)
         devices = [world.device] if world.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+        if world.size == 1:
+            return whole
+        return nn.parallel.DistributedDataParallel(whole, device_ids=devices)
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(world.device.type, (world.size,))
+    precision = MixedPrecisionPolicy(
+        param_dtype=dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # a cast copies `Extras`, and the losses in it would be lost
+    )
     inner_first = [module for module in model.modules() if isinstance(module, Branch)][::-1]
     for module in (*inner_first, model):
         # the outermost too: checkpoints are written after an evaluation
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
     return model
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +22,6 @@ from archsearch.train import clip, cross_entropy, generator, objective, optimize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from archsearch.scale.corpus import Corpus
@@ -46,7 +44,7 @@ class Settings:
     """Sequences that are evaluated."""
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations; weights and moments are float32."""
+    """What it computes in; weights, gradients and moments are float32."""
     compile: bool = False
     """Whether `torch.compile` makes the step."""
     shard: bool = False
@@ -105,7 +103,8 @@ class Pretraining:
             if getattr(module, "sparse", False):
                 module.sparse = False  # type: ignore[assignment]
         self.model = model
-        self._spread: Any = spread(model, self.world, shard=settings.shard)
+        dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
+        self._spread: Any = spread(model, self.world, shard=settings.shard, dtype=dtype)
         if settings.compile:
             self._spread = torch.compile(self._spread)
         self._parameters = list(model.parameters())
@@ -136,7 +135,7 @@ class Pretraining:
         parts = rows.chunk(settings.accumulate)
         self._spread.train()
         for index, part_BT in enumerate(parts):
-            with without_exchange(self._spread, only_if=index < len(parts) - 1), self._precision():
+            with without_exchange(self._spread, only_if=index < len(parts) - 1):
                 extras = Extras(noise)
                 logits_BTV = self._spread(part_BT[:, :-1], extras)
                 loss = cross_entropy(logits_BTV, part_BT[:, 1:])
@@ -159,8 +158,7 @@ class Pretraining:
         mine = self.corpus.held_out(self.settings.held_out, self.settings.context)
         for rows in mine.split(max(1, self.recipe.batch // self.settings.accumulate)):
             rows_BT = rows.to(self.world.device)
-            with self._precision():
-                logits_BTV = self._spread(rows_BT[:, :-1])
+            logits_BTV = self._spread(rows_BT[:, :-1])
             losses.append(cross_entropy(logits_BTV, rows_BT[:, 1:]) * len(rows))
         return float(torch.stack(losses).sum()) / len(mine)
 
@@ -183,8 +181,7 @@ class Pretraining:
         """Note what grows before a training becomes unstable, on a few held-out sequences."""
         few = max(1, self.recipe.batch // 8)
         rows_BT = self.corpus.held_out(few, self.settings.context)[:, :-1].to(self.world.device)
-        with self._precision():
-            self.probes.look(self.step, loss, self.model, rows_BT, self.optimizers)
+        self.probes.look(self.step, loss, self.model, rows_BT, self.optimizers)
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write a checkpoint; see `checkpoint.save`."""
@@ -207,11 +204,6 @@ class Pretraining:
                 schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
             ):
                 group["lr"] = lr * factor(self.step)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.settings.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(self.world.device.type, torch.bfloat16)
 
 
 def train(

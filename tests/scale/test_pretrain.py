@@ -89,6 +89,13 @@ def test_a_step_in_parts_is_the_step(corpus):
     )
 
 
+def test_bfloat16_stays_near_and_keeps_weights_in_float32(corpus):
+    rough, exact = pretraining(corpus, dtype="bfloat16"), pretraining(corpus)
+    assert losses(rough, 6) == pytest.approx(losses(exact, 6), rel=0.03)
+    assert {p.dtype for p in rough.model.parameters()} == {torch.float32}
+    assert rough.evaluate() == pytest.approx(exact.evaluate(), rel=0.03)
+
+
 def test_looking_changes_nothing(corpus):
     looked, alone = pretraining(corpus), pretraining(corpus)
     for _ in range(4):
