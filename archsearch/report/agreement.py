@@ -34,7 +34,8 @@ LEGEND = (
     "> ranks worse than the proxy, < better, = not told apart from it. Intervals: 95 %. pairs: "
     "share in the right order of those that the target tells apart. given params: rho with log "
     "parameters controlled for. same, other: tau among genomes of the same blocks, and of other "
-    "ones. regret: nats lost by the first pick, and by the best of the first three."
+    "ones. regret: nats lost by the first pick, and by the best of the first three. gain: nats per "
+    "doubling of the FLOPs, from the width of the run."
 )
 
 
@@ -120,17 +121,20 @@ def _best(found: Fidelity, names: dict[str, str], design: Design) -> Table:
     widths = sorted({genome.d_model for genome in design.large})
     where = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in (f"loss at {where}", "s.e.", "per doubling", panel.proxy.name):
+    for name in (f"loss at {where}", "s.e.", "gain", "+- 95%", panel.proxy.name):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"the best {BEST}", overflow="fold")
     ranked = sorted(range(len(panel.names)), key=lambda i: statistics.mean(panel.target[i]))
     for i in ranked[:BEST]:
         key, (loss, error) = panel.names[i], _mean(panel.target[i])
         trend = found.trends.get(key)
-        gain = "-" if trend is None else f"{-trend.slope.value:+.3f}"
+        gains = ("-", "-")
+        if trend is not None:
+            slope = trend.slope
+            gains = f"{slope.value:.3f}", f"{slope.high - slope.value:.3f}"
         score = f"{statistics.mean(panel.proxy.values[i]):.3f}"
-        row = "unstable" if key in found.unstable else f"{loss:.3f}"
-        table.add_row(row, f"{error:.3f}", gain, score, Text(names[key]))
+        ended = ("unstable", "") if key in found.unstable else (f"{loss:.3f}", f"{error:.3f}")
+        table.add_row(*ended, *gains, score, Text(names[key]))
     return table
 
 
@@ -195,6 +199,7 @@ def _plain(found: Fidelity, chosen: Chosen, design: Design) -> dict[str, Any]:
             "scores": {s.name: _rounded(s.values[i]) for s in (panel.proxy, *panel.baselines)},
         })  # fmt: skip
     return {
+        "trials": chosen.trials, "panel_seed": chosen.number,
         "verdict": {"kind": agreement.verdict.kind, "text": agreement.verdict.text},
         "steps": design.recipe.steps, "batch": design.recipe.batch, "context": design.context,
         "lr": design.recipe.lr, "schedule": design.recipe.schedule, "seeds": design.seeds,

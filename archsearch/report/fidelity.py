@@ -95,8 +95,6 @@ def fidelity(
         SpaceError: if the width fits no head or block.
         CorpusError: if the text cannot be used.
     """
-    if not study.experiment().tasks:
-        raise RunError(f"{study.name} has no tasks, so it has no proxy")
     home = folder / "fidelity"
     chosen = _panel(study, home / PANEL, wanted.genomes)
     genomes = tuple(member.genome for member in chosen.members)
@@ -114,7 +112,8 @@ def fidelity(
     _show_work(experiment, design, corpus, known, dear, workers, console)
     if dry_run:
         return
-    keep(home / PANEL, chosen)
+    if not (home / PANEL).exists():
+        keep(home / PANEL, chosen)
     try:
         _train_proxies(experiment, design, known, folder, study, workers, console)
         varying = experiment.space.varying
@@ -126,6 +125,7 @@ def fidelity(
     found = weigh(design, ended, proxy, alone, corpus.vocab, experiment.context)
     print_report(found, chosen, design, experiment.space.varying, console)
     about = {
+        "run": study.name,
         "command": wanted.command(folder, chosen.size),
         "text": {"name": corpus.name, "key": corpus.key, "tokenizer": corpus.tokenizer},
         "seconds": sum(e.seconds for e in ended.values()),

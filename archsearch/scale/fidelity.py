@@ -276,10 +276,10 @@ def _looks(
         values = tuple(map(tuple, known))
         scores.append(Score(name="first gradient", values=values, maximize=True))
     early = tuple(tuple(_first(e, guessing) for e in of) for of in targets)
-    scores.append(Score(name="first quarter", values=early, maximize=False))
+    scores.append(Score(name="loss at 1/4 of it", values=early, maximize=False))
     if small:
         values = tuple(tuple(min(e.loss, guessing) for e in of) for of in small)
-        scores.append(Score(name="text, run's width", values=values, maximize=False))
+        scores.append(Score(name="loss at own width", values=values, maximize=False))
     return scores
 
 
