@@ -240,13 +240,19 @@ def _rounded(values: Sequence[float]) -> list[float]:
 def picture(found: Fidelity, chosen: Chosen) -> str:
     """Proxy against target with standard errors, as SVG; unstable targets are hollow."""
     panel, tau = found.panel, found.agreement.proxy.tau
-    names = {"uniform": "of the space", "top": "of the best quarter", "anchor": "anchors"}
+    groups = {"uniform": "of the space", "top": "best quarter", "anchor": "anchors"}
+    signed = [
+        statistics.mean(of) * (-1 if panel.proxy.maximize else 1) for of in panel.proxy.values
+    ]
+    pick = signed.index(min(signed))
     dots = []
-    for member, proxy, target in zip(chosen.members, panel.proxy.values, panel.target, strict=True):
-        (x, x_error), (y, y_error) = _mean(proxy), _mean(target)
-        label = member.genome.text() if member.origin == "anchor" else ""
+    for i, member in enumerate(chosen.members):
+        (x, x_error), (y, y_error) = _mean(panel.proxy.values[i]), _mean(panel.target[i])
+        plain = member.genome.text(())
+        label = plain if member.origin == "anchor" else "first pick" if i == pick else ""
         hollow = member.genome.key in found.unstable
-        dots.append(Dot(x, y, x_error, y_error, names[member.origin], label, hollow))
+        group = groups[member.origin]
+        dots.append(Dot(x, y, x_error, y_error, group, member.genome.text(), label, hollow))
     name = panel.proxy.name
-    title = f"{name} against loss at the target's size; tau {tau:.2f}"
-    return draw_scatter(dots, title, f"{name} in the run", "loss on held-out text, nats")
+    title = f"{name} against loss at the size of the targets; tau {tau:.2f}"
+    return draw_scatter(dots, title, f"{name} on fresh seeds", "loss on held-out text, nats")

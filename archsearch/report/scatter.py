@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from archsearch.report.lines import (
@@ -10,7 +12,6 @@ from archsearch.report.lines import (
     COLOURS,
     GRID,
     HEIGHT,
-    INK,
     LEFT,
     RIGHT,
     TICKS,
@@ -37,7 +38,10 @@ class Dot:
     x_error: float
     y_error: float
     group: str
+    name: str
+    """What is shown where a pointer rests on it."""
     label: str = ""
+    """What is written beside it."""
     hollow: bool = False
 
 
@@ -68,11 +72,15 @@ def _axis(
     low, high = min(v - e for v, e in values), max(v + e for v, e in values)
     free = MARGIN * (high - low) or 1.0
     low, high = low - free, high + free
+    step = _round((high - low) / (TICKS + 2))
+    ticks = [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return lambda value: start + (end - start) * (value - low) / (high - low), ticks
 
-    def place(value: float) -> float:
-        return start + (end - start) * (value - low) / (high - low)
 
-    return place, [low + (high - low) * k / (TICKS - 1) for k in range(TICKS)]
+def _round(step: float) -> float:
+    """The next larger of 1, 2 and 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(times * power for times in (1, 2, 5, 10) if times * power >= step)
 
 
 def _drawn(
@@ -89,8 +97,11 @@ def _drawn(
         for a, b, c, d in bars
     ]
     parts.append(
-        f'<circle cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}" r="4" fill="{fill}" stroke="{colour}"/>'
+        f'<circle cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}" r="4" fill="{fill}" stroke="{colour}">'
+        f"<title>{escape(dot.name)}</title></circle>"
     )
     if dot.label:
-        parts.append(text(x(dot.x) + 7, y(dot.y) - 6, dot.label, colour=INK))
+        left = x(dot.x) > (LEFT + WIDTH - RIGHT) / 2
+        at, anchor = (x(dot.x) - 7, "end") if left else (x(dot.x) + 7, "start")
+        parts.append(text(at, y(dot.y) - 6, dot.label, anchor))
     return parts
