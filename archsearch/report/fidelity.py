@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -99,15 +99,16 @@ def fidelity(
     chosen = _panel(study, home / PANEL, wanted.genomes)
     genomes = tuple(member.genome for member in chosen.members)
     experiment = study.experiment()
-    design = Design(
-        genomes=genomes, large=enlarged(genomes, wanted.width), context=wanted.context,
-        recipe=text_recipe(experiment.recipe, wanted.steps, wanted.batch), seeds=wanted.seeds,
-    )  # fmt: skip
+    large = enlarged(genomes, wanted.width)
     corpus = Corpus.open(wanted.text, wanted.tokenizer, folder / TEXT)
-    corpus.windows(design.context)
+    corpus.windows(wanted.context)
+    design = Design(
+        genomes=genomes, large=large, context=wanted.context, seeds=wanted.seeds,
+        recipe=text_recipe(experiment.recipe, wanted.steps, wanted.batch), vocab=corpus.vocab,
+    )  # fmt: skip
     known = _whole(recall(folder, study), len(experiment.tasks))
     done = recall_trainings(design.trainings, corpus, home / TARGETS)
-    _show_panel(study, chosen, design, corpus, console)
+    _show_panel(study, chosen, design, console)
     dear = [training for training in design.trainings if training not in done]
     _show_work(experiment, design, corpus, known, dear, workers, console)
     if dry_run:
@@ -117,12 +118,12 @@ def fidelity(
     try:
         _train_proxies(experiment, design, known, folder, study, workers, console)
         varying = experiment.space.varying
-        ended = _train_targets(design, len(done), wanted, home, workers, varying, console)
+        ended = _train_targets(design, dear, wanted, home, workers, varying, console)
     except KeyboardInterrupt:
         console.print("\nstopped; what was trained is kept. The same command continues.")
         raise SystemExit(130) from None
     proxy, *alone = proxies(experiment, genomes, known, design.seeds)
-    found = weigh(design, ended, proxy, alone, corpus.vocab, experiment.context)
+    found = weigh(design, ended, proxy, alone, experiment.context)
     print_report(found, chosen, design, experiment.space.varying, console)
     about = {
         "run": study.name,
@@ -160,9 +161,7 @@ def _whole(known: Known, tasks: int) -> Known:
     }
 
 
-def _show_panel(
-    study: Study, chosen: Chosen, design: Design, corpus: Corpus, console: Console
-) -> None:
+def _show_panel(study: Study, chosen: Chosen, design: Design, console: Console) -> None:
     origins = [member.origin for member in chosen.members]
     console.print(
         f"panel of {study.name}, seed {chosen.number}: {origins.count('uniform')} of the space, "
@@ -178,7 +177,7 @@ def _show_panel(
     varying = study.experiment().space.varying
     of_targets = [of[0] for of in design.targets]
     for member, training in zip(chosen.members, of_targets, strict=True):
-        genome, plan = member.genome, design.plan(training, corpus.vocab)
+        genome, plan = member.genome, design.plan(training)
         table.add_row(
             member.origin, Text(genome.text(varying)), str(genome.d_model),
             count(cached_cost(genome, study.experiment().context).params),
@@ -220,7 +219,7 @@ def _show_work(
         "epochs"
     )
     if cheap or dear:
-        seconds = _seconds(experiment, design, corpus, [g for g, _ in cheap], dear)
+        seconds = _seconds(experiment, design, [g for g, _ in cheap], dear)
         more = f", {span(seconds / workers)} on {workers}" if workers > 1 else ""
         say(f"time: about {span(seconds)} on one core as busy as now{more}")
 
@@ -228,7 +227,6 @@ def _show_work(
 def _seconds(
     experiment: Experiment,
     design: Design,
-    corpus: Corpus,
     cheap: Sequence[Genome],
     dear: Sequence[Training],
 ) -> float:
@@ -237,7 +235,6 @@ def _seconds(
     Args:
         experiment: Of the run.
         design: What is trained on text.
-        corpus: The text.
         cheap: Genomes that are trained as the proxy is, as often as they are named.
         dear: Trainings on text.
     """
@@ -249,7 +246,7 @@ def _seconds(
         total += each / recipe.seeds * len(cheap)
     large = set(design.large)
     for group in ([t for t in dear if (t.genome in large) is which] for which in (False, True)):
-        plans = [design.plan(training, corpus.vocab) for training in group]
+        plans = [design.plan(training) for training in group]
         if plans:
             few_plans = _few(plans, lambda plan: plan.flops)
             step = statistics.mean(step_seconds(plan, core) for plan in few_plans)
@@ -264,20 +261,23 @@ def _few(things: Sequence[Thing], size: Callable[[Thing], float]) -> list[Thing]
 
 
 class _Bar:
-    """How many trainings have ended: a bar on a terminal, elsewhere a line for each."""
+    """How much of the trainings is done: a bar on a terminal, elsewhere a line for each.
 
-    def __init__(self, title: str, total: int, console: Console) -> None:
-        self.title, self.total, self.console, self.done = title, total, console, 0
-        self.began = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(),
-            TextColumn("trainings"), TimeRemainingColumn(),
-        )  # fmt: skip
+    Args:
+        title: What they are.
+        works: The work of each, in any unit: time left goes by it.
+        console: Where.
+    """
+
+    def __init__(self, title: str, works: Sequence[float], console: Console) -> None:
+        self.title, self.console, self.count, self.ended = title, console, len(works), 0
+        self.total, self.done, self.began = sum(works), 0.0, time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(None), TimeRemainingColumn())
         self.progress = Progress(
             *columns, console=console, transient=True, expand=True,
-            disable=not (total and console.is_terminal),
+            disable=not (works and console.is_terminal),
         )  # fmt: skip
-        self.task = self.progress.add_task(title, total=total)
+        self.task = self.progress.add_task(f"{title} 0/{self.count}", total=self.total)
 
     def __enter__(self) -> _Bar:
         self.progress.__enter__()
@@ -286,15 +286,15 @@ class _Bar:
     def __exit__(self, *error: object) -> None:
         self.progress.__exit__(None, None, None)
 
-    def ended(self, what: str, outcome: str, failed: bool) -> None:
+    def end(self, what: str, outcome: str, work: float, *, failed: bool) -> None:
         """One training has ended."""
-        self.done += 1
-        self.progress.advance(self.task)
+        self.ended, self.done = self.ended + 1, self.done + work
+        place = f"{self.title} {self.ended}/{self.count}"
+        self.progress.update(self.task, description=place, advance=work)
         if failed or not self.console.is_terminal:
-            left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
+            left = (time.monotonic() - self.began) / self.done * max(0.0, self.total - self.done)
             self.console.print(
-                f"[{self.title} {self.done}/{self.total}] {what}: {outcome}; about {span(left)} "
-                "left",
+                f"[{place}] {what}: {outcome}; about {span(left)} left",
                 highlight=False, markup=False, soft_wrap=True,
             )  # fmt: skip
 
@@ -310,28 +310,35 @@ def _train_proxies(
 ) -> None:
     """Train the panel as the run does, into `known` and the memory of the run."""
     before, varying = recall(folder, study), experiment.space.varying
-    with _Bar("proxy", len(missing(design.genomes, design.seeds, known)), console) as bar:
+
+    def work(genome: Genome) -> float:
+        return float(cached_cost(genome, experiment.context).flops)
+
+    wanted = missing(design.genomes, design.seeds, known)
+    with _Bar("proxy", [work(genome) for genome, _ in wanted], console) as bar:
 
         def on_trained(genome: Genome, k: int, fresh: Fresh, seconds: float) -> None:
             remember(folder, experiment, merged(before, known))
             what = f"{genome.text(varying)}, fresh seed {k + 1}"
             outcome = fresh.why or f"score {fresh.score:.3f}"
-            bar.ended(what, f"{outcome} ({span(seconds)})", bool(fresh.why))
+            said = f"{outcome} ({span(seconds)})"
+            bar.end(what, said, work(genome), failed=bool(fresh.why))
 
         train(experiment, design.genomes, design.seeds, workers, known, on_trained)
 
 
 def _train_targets(
     design: Design,
-    known: int,
+    dear: Sequence[Training],
     wanted: Wanted,
     home: Path,
     workers: int,
     varying: Collection[tuple[str, str]],
     console: Console,
 ) -> dict[Training, Ended]:
-    """Train the panel on text; `known` trainings are in the memory already."""
-    with _Bar("text", len(design.trainings) - known, console) as bar:
+    """Train the panel on text; `dear` is what the memory does not know."""
+    works = {training: design.plan(training).flops for training in dear}
+    with _Bar("text", list(works.values()), console) as bar:
 
         def on_trained(training: Training, ended: Ended) -> None:
             genome, seed = training.genome, training.settings.seed + 1
@@ -340,7 +347,7 @@ def _train_targets(
             if not ended.stability.stable:
                 outcome += f", {ended.stability.why}"
             failed = bool(ended.why) or not ended.stability.stable
-            bar.ended(what, f"{outcome} ({span(ended.seconds)})", failed)
+            bar.end(what, f"{outcome} ({span(ended.seconds)})", works[training], failed=failed)
 
         return train_all(
             design.trainings, wanted.text, wanted.tokenizer, home.parent / TEXT, home / TARGETS,

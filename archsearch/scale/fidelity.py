@@ -86,6 +86,8 @@ class Design:
     recipe: Recipe
     context: int
     seeds: int
+    vocab: int
+    """Of the text."""
 
     @property
     def targets(self) -> tuple[tuple[Training, ...], ...]:
@@ -116,11 +118,11 @@ class Design:
             for genome, tuned in zip(genomes, self.genomes, strict=True)
         )  # fmt: skip
 
-    def plan(self, training: Training, vocab: int) -> ScalePlan:
+    def plan(self, training: Training) -> ScalePlan:
         """What a training takes."""
         return ScalePlan(
             genome=training.genome, base=training.base, recipe=self.recipe, context=self.context,
-            vocab=vocab,
+            vocab=self.vocab,
         )  # fmt: skip
 
 
@@ -178,7 +180,6 @@ def weigh(
     ended: Mapping[Training, Ended],
     proxy: Score,
     others: Sequence[Score],
-    vocab: int,
     run_context: int,
     resamples: int = RESAMPLES,
 ) -> Fidelity:
@@ -189,11 +190,10 @@ def weigh(
         ended: How it ended.
         proxy: The scores that are asked about, by genome of the design.
         others: More scores to hold against it, beside what is cheap to know.
-        vocab: Of the text.
         run_context: Context length at which costs are given.
         resamples: Of the bootstrap.
     """
-    guessing = math.log(vocab)
+    guessing = math.log(design.vocab)
     targets = [[ended[one] for one in of] for of in design.targets]
     small = [[ended[one] for one in of] for of in design.small]
     names = tuple(genome.key for genome in design.genomes)
@@ -206,7 +206,7 @@ def weigh(
         proxy=proxy,
         baselines=(*others, *_costs(design, run_context), *_looks(targets, small, guessing)),
     )
-    growths = _growths(design, targets, small, vocab)
+    growths = _growths(design, targets, small)
     lines = trends(growths) if growths else []
     return Fidelity(
         panel=panel,
@@ -289,17 +289,14 @@ def _first(ended: Ended, guessing: float) -> float:
 
 
 def _growths(
-    design: Design,
-    targets: Sequence[Sequence[Ended]],
-    small: Sequence[Sequence[Ended]],
-    vocab: int,
+    design: Design, targets: Sequence[Sequence[Ended]], small: Sequence[Sequence[Ended]]
 ) -> list[Growth]:
     """Losses at two sizes of the genomes that are stable at both."""
     growths = []
     pairs = zip(design.genomes, design.small, design.targets, small, targets, strict=False)
     for genome, *trained, at_small, at_large in pairs:
         if all(not e.why and e.stability.stable for e in (*at_small, *at_large)):
-            sizes = (design.plan(of[0], vocab).flops for of in trained)
+            sizes = (design.plan(of[0]).flops for of in trained)
             losses = (tuple(e.loss for e in of) for of in (at_small, at_large))
             growths.append(Growth(name=genome.key, sizes=tuple(sizes), losses=tuple(losses)))
     return growths

@@ -90,7 +90,7 @@ def _lines(home):
 
 
 def _table(said):
-    return said[said.index("ranked by") :]
+    return said[said.index("ranked by") : said.index("written to")]
 
 
 def _is_whole(home, said):

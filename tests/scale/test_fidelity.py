@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -43,7 +44,7 @@ GENOMES = tuple(
 )
 DESIGN = Design(
     genomes=GENOMES, large=enlarged(GENOMES, 64), recipe=text_recipe(Recipe(), 100, 8),
-    context=32, seeds=2,
+    context=32, seeds=2, vocab=VOCAB,
 )  # fmt: skip
 
 
@@ -125,9 +126,7 @@ def test_targets_are_as_wide_as_asked_or_four_times_their_genomes():
 
 
 def test_targets_no_wider_than_the_run_have_nothing_smaller_beside_them():
-    same = Design(
-        genomes=GENOMES, large=enlarged(GENOMES, 16), recipe=DESIGN.recipe, context=32, seeds=2
-    )
+    same = replace(DESIGN, large=enlarged(GENOMES, 16))
     assert same.small == ()
     assert len(same.trainings) == 2 * len(GENOMES)
     assert len(DESIGN.trainings) == 4 * len(GENOMES)
@@ -189,7 +188,7 @@ def measured(worth, noise=0.005, gain=0.3):
 
 def asked(worth, values, ends=None, maximize=False):
     proxy = Score(name="proxy", values=tuple((v,) for v in values), maximize=maximize)
-    return weigh(DESIGN, ends or measured(worth), proxy, [], VOCAB, 32, resamples=400)
+    return weigh(DESIGN, ends or measured(worth), proxy, [], 32, resamples=400)
 
 
 def test_a_hash_of_the_genome_is_useless_and_the_loss_itself_is_trusted():
@@ -237,7 +236,7 @@ def test_the_slope_is_nats_per_doubling_and_lines_that_cross_are_flagged():
         ends[one] = ended(worth[5] + 2.0)
     found = asked(worth, worth, ends)
     for i, (small, large) in enumerate(zip(DESIGN.small, DESIGN.targets, strict=True)):
-        few, many = (DESIGN.plan(of[0], VOCAB).flops for of in (small, large))
+        few, many = (DESIGN.plan(of[0]).flops for of in (small, large))
         gain = 2.0 if i == 5 else 0.3
         slope = found.trends[GENOMES[i].key].slope.value
         assert slope == pytest.approx(gain / math.log2(many / few), abs=1e-3)
