@@ -39,6 +39,16 @@ SetOpt = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override one value, e.g. --set recipe.steps=100. Repeatable."),
 ]
+TextOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A file, a directory, or hf:NAME of a Hugging Face dataset; by default the standard "
+        "library of this Python. Repeatable."
+    ),
+]
+TokenizerOpt = Annotated[
+    str, typer.Option(help="byte, a tokenizer.json, or a Hugging Face tokenizer.")
+]
 
 
 class Parametrisation(Enum):
@@ -239,16 +249,8 @@ def scale_up(
     scheme: Annotated[
         Parametrisation, typer.Option(help="How hyper-parameters follow the size.")
     ] = Parametrisation.completep,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A file, a directory, or hf:NAME of a Hugging Face dataset; by default the "
-            "standard library of this Python. Repeatable."
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str, typer.Option(help="byte, a tokenizer.json, or a Hugging Face tokenizer.")
-    ] = "byte",
+    text: TextOpt = None,
+    tokenizer: TokenizerOpt = "byte",
     baseline: Annotated[
         str,
         typer.Option(help="What is trained beside it with as many parameters, or none."),
@@ -296,6 +298,47 @@ def scale_up(
         console,
         dry_run=dry_run,
     )  # fmt: skip
+
+
+@app.command()
+def fidelity(
+    run: RunArg,
+    genomes: Annotated[
+        int | None,
+        typer.Option(help="Genomes of the panel beside two anchors; by default 16.", min=3),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Width of the targets; by default four times that of each.", min=1),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps on text; by default those of the run.", min=1)
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of each training.", min=2, max=10)] = 2,
+    context: Annotated[int, typer.Option(help="Tokens of a sequence.", min=2)] = 128,
+    batch: Annotated[int, typer.Option(help="Sequences of a step.", min=1)] = 8,
+    text: TextOpt = None,
+    tokenizer: TokenizerOpt = "byte",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; by default one per core.", min=1)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
+) -> None:
+    """Say whether the scores of a run rank its candidates as training at a larger size does.
+
+    Trains a panel of its space on fresh seeds and, wider, on text. The same command continues;
+    results go to RUN/fidelity.
+    """
+    from archsearch.report.fidelity import Wanted
+    from archsearch.report.fidelity import fidelity as measure
+
+    wanted = Wanted(
+        genomes=genomes, width=width, steps=steps, seeds=seeds, context=context, batch=batch,
+        text=tuple(text or ()), tokenizer=tokenizer,
+    )  # fmt: skip
+    folder = Path(run)
+    measure(_study(run, storage), folder, wanted, workers or _cores(), console, dry_run=dry_run)
 
 
 @app.command()

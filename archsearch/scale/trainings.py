@@ -17,7 +17,7 @@ from archsearch.model import build
 from archsearch.mup import Base
 from archsearch.processes import side_by_side
 from archsearch.scale.corpus import Corpus
-from archsearch.scale.pretrain import Mark, Pretraining, Settings, train
+from archsearch.scale.pretrain import Mark, Pretraining, Settings, Step, train
 from archsearch.scale.stability import Stability, judge
 from archsearch.search.fresh import write
 from archsearch.sections import Recipe
@@ -62,6 +62,8 @@ class Ended:
     why: str = ""
     """One sentence if it broke off."""
     seconds: float = 0.0
+    gradient: float | None = None
+    """Norm of the first gradient, before it is clipped; None where the recipe clips none."""
 
     @property
     def loss(self) -> float:
@@ -97,16 +99,27 @@ def train_all(
     """
     corpus = Corpus.open(sources, tokenizer, cache)
     trainings = list(dict.fromkeys(wanted))
-    known = _recall(file)
-    keys = {training: training.key(corpus) for training in trainings}
-    missing = [training for training in trainings if keys[training] not in known]
+    known = recall(trainings, corpus, file)
+    missing = [training for training in trainings if training not in known]
     for training, ended in side_by_side(
         _trained, missing, workers, tuple(sources), tokenizer, cache
     ):
-        known[keys[training]] = ended
-        _note(file, {"key": keys[training], **training.about(corpus), "ended": asdict(ended)})
+        known[training] = ended
+        row = {"key": training.key(corpus), **training.about(corpus), "ended": asdict(ended)}
+        _note(file, row)
         on_trained(training, ended)
-    return {training: known[keys[training]] for training in trainings}
+    return {training: known[training] for training in trainings}
+
+
+def recall(wanted: Iterable[Training], corpus: Corpus, file: Path) -> dict[Training, Ended]:
+    """How those trainings ended that FILE knows.
+
+    Raises:
+        RunError: if FILE is damaged, or cannot be mended.
+    """
+    known = _read(file)
+    keys = {training: training.key(corpus) for training in wanted}
+    return {training: known[key] for training, key in keys.items() if key in known}
 
 
 def _trained(wanted: Training, sources: tuple[str, ...], tokenizer: str, cache: Path) -> Ended:
@@ -114,17 +127,23 @@ def _trained(wanted: Training, sources: tuple[str, ...], tokenizer: str, cache: 
     start = generator(wanted.settings.seed, "scale", "start")
     model = build(wanted.genome, corpus.vocab, generator=start, base=wanted.base)
     training = Pretraining(model, corpus, wanted.recipe, wanted.settings)
-    why = ""
+    why, norms = "", list[float]()
+
+    def on_step(step: Step) -> None:
+        if step.number == 1 and step.norm is not None:
+            norms.append(float(step.norm))
+
     try:
-        train(training)
+        train(training, on_step)
     except TrialError as error:
         why = str(error)
     seconds = sum(mark.seconds for mark in training.marks)
     stability = judge(training.probes.log(), math.log(corpus.vocab))
-    return Ended(tuple(training.marks), stability, why, seconds)
+    gradient = norms[0] if norms and math.isfinite(norms[0]) else None
+    return Ended(tuple(training.marks), stability, why, seconds, gradient)
 
 
-def _recall(file: Path) -> dict[str, Ended]:
+def _read(file: Path) -> dict[str, Ended]:
     """What a file knows; a last line that a killed process left half is dropped."""
     known: dict[str, Ended] = {}
     if not file.exists():
@@ -140,6 +159,7 @@ def _recall(file: Path) -> dict[str, Ended]:
                 Stability(tuple(ended["stability"]["reasons"])),
                 ended["why"],
                 ended["seconds"],
+                ended.get("gradient"),
             )
         except (ValueError, KeyError, TypeError):
             if number < len(lines):

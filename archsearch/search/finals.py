@@ -31,6 +31,8 @@ class Fresh(NamedTuple):
     """Token accuracy on the harder version of the tasks that have one; None if not measured."""
     why: str = ""
     """What went wrong in a training that failed."""
+    accuracies: tuple[float, ...] = ()
+    """Of each task, in their order; empty where only the mean was kept."""
 
 
 Known = dict[str, dict[int, Fresh]]
@@ -39,12 +41,18 @@ Known = dict[str, dict[int, Fresh]]
 
 def to_plain(known: Known) -> dict[str, Any]:
     """Fresh trainings as JSON takes them."""
-    return {key: {str(k): list(f) for k, f in sorted(of.items())} for key, of in known.items()}
+    return {
+        key: {str(k): [*f[:-1], list(f.accuracies)] for k, f in sorted(of.items())}
+        for key, of in known.items()
+    }
 
 
 def from_plain(data: Mapping[str, Any]) -> Known:
     """What `to_plain` made."""
-    return {key: {int(k): Fresh(*f) for k, f in of.items()} for key, of in data.items()}
+    return {
+        key: {int(k): Fresh(*f[:4], *map(tuple, f[4:])) for k, f in of.items()}
+        for key, of in data.items()
+    }
 
 
 def merged(*several: Known) -> Known:

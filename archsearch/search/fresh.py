@@ -82,7 +82,8 @@ def _training(
     recipe = experiment.recipe.model_copy(update={"seeds": 1})
     result = run_trial(genome, experiment.tasks, recipe, stream)
     if result.status != "ok":
-        return Fresh(0.0, WORST_LOSS, None, result.why), result.seconds
+        nothing = (0.0,) * len(experiment.tasks)
+        return Fresh(0.0, WORST_LOSS, None, result.why, nothing), result.seconds
     folder = weights / genome.key if weights and k == 0 else None
     if folder and not (folder / "tasks.json").is_file():
         try:
@@ -90,7 +91,8 @@ def _training(
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(f"{folder} cannot be written: {reason}") from None
-    return Fresh(result.score, result.loss, _harder(experiment, result, stream)), result.seconds
+    harder, accuracies = _harder(experiment, result, stream), tuple(result.accuracies.values())
+    return Fresh(result.score, result.loss, harder, "", accuracies), result.seconds
 
 
 def _harder(experiment: Experiment, result: TrialResult, stream: int) -> float | None:
