@@ -39,6 +39,16 @@ SetOpt = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override one value, e.g. --set recipe.steps=100. Repeatable."),
 ]
+TextOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A file, a directory, or hf:NAME of a Hugging Face dataset; by default the standard "
+        "library of this Python. Repeatable."
+    ),
+]
+TokenizerOpt = Annotated[
+    str, typer.Option(help="byte, a tokenizer.json, or a Hugging Face tokenizer.")
+]
 
 
 class Parametrisation(Enum):
@@ -239,16 +249,8 @@ def scale_up(
     scheme: Annotated[
         Parametrisation, typer.Option(help="How hyper-parameters follow the size.")
     ] = Parametrisation.completep,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A file, a directory, or hf:NAME of a Hugging Face dataset; by default the "
-            "standard library of this Python. Repeatable."
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str, typer.Option(help="byte, a tokenizer.json, or a Hugging Face tokenizer.")
-    ] = "byte",
+    text: TextOpt = None,
+    tokenizer: TokenizerOpt = "byte",
     baseline: Annotated[
         str,
         typer.Option(help="What is trained beside it with as many parameters, or none."),
@@ -296,6 +298,69 @@ def scale_up(
         console,
         dry_run=dry_run,
     )  # fmt: skip
+
+
+@app.command()
+def mup_check(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run directory, a space of one member, or a swept.jsonl to judge anew; by "
+            "default a net of attention and one of Mamba-2."
+        ),
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option(help="The net of attention alone: 8 times as wide, 8 times as deep.")
+    ] = False,
+    widths: Annotated[
+        str, typer.Option(help="E.g. 32,64,128, the base first; by default its own and 4 times it.")
+    ] = "",
+    depths: Annotated[
+        str, typer.Option(help="In branches, the base first; by default its own and 4 times it.")
+    ] = "",
+    schemes: Annotated[
+        str, typer.Option(help="sp and mup over width; mup, depth_mup and completep over depth.")
+    ] = "sp,mup,completep",
+    lrs: Annotated[
+        str, typer.Option(help="Learning rates as powers of two, FROM:TO or FROM:TO:STEP.")
+    ] = "-9.5:-3.5",
+    seeds: Annotated[
+        int | None, typer.Option(help="Of each training; by default 2.", min=1, max=10)
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of a sequence.", min=2)] = 64,
+    text: TextOpt = None,
+    tokenizer: TokenizerOpt = "byte",
+    trial: Annotated[str, typer.Option(help="Index of a trial of the run, or best.")] = "best",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; by default one per core.", min=1)
+    ] = None,
+    override: SetOpt = None,
+    storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
+) -> None:
+    """Check that hyper-parameters transfer: learning rates swept over widths and depths.
+
+    Each scheme stands beside the one that must fail: SP over width, a = 0 over depth. The same
+    command continues; results go to RUN/mup-check or runs/NAME/mup-check.
+    """
+    from archsearch.report.mup_check import mup_check as sweep
+    from archsearch.report.mup_check import show
+    from archsearch.scale.pretrain import Settings
+    from archsearch.scale.sweep import powers
+    from archsearch.scale.transfer import NETS, SET_UP, Design, Swept
+
+    if source and source.endswith(".jsonl"):
+        show(Swept.read(Path(source)), console)
+        return
+    for name in [source] if source else NETS[:1] if demo else NETS:
+        genome, recipe, home = _to_scale(name, trial, storage, [*SET_UP, *(override or ())])
+        width, depth, far = genome.d_model, len(genome.genes), 8 if demo else 4
+        design = Design.of(
+            genome, _whole(widths) or (width, far * width), _whole(depths) or (depth, far * depth),
+            schemes=tuple(schemes.split(",")), log2_lrs=powers(lrs), recipe=recipe,
+            seeds=seeds or (1 if demo else 2), settings=Settings(context=context, held_out=128),
+        )  # fmt: skip
+        sweep(design, tuple(text or ()), tokenizer, home / "mup-check", home / "scale" / "text",
+              workers or _cores(), console)  # fmt: skip
 
 
 @app.command()
@@ -443,6 +508,18 @@ def _study(run: str, storage: str) -> Study:
             "environment as ARCHSEARCH_STORAGE"
         )
     return Study.only(open_storage(folder))
+
+
+def _whole(said: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them; none of an empty text.
+
+    Raises:
+        RunError: if that is no such text.
+    """
+    try:
+        return tuple(int(number) for number in said.split(",") if said)
+    except ValueError:
+        raise RunError(f"'{said}' is no list of whole numbers, e.g. 32,64,128") from None
 
 
 def _cores() -> int:

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 60, 120, 30, 45
@@ -43,14 +43,14 @@ def draw_lines(lines: Sequence[Line], title: str, across: str, mark: float | Non
     def path(values: Sequence[float]) -> list[str]:
         return [f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(values, 1)]
 
-    parts = [_text(LEFT, 18, title), _text(WIDTH - RIGHT, HEIGHT - 8, across, "end")]
+    parts = [text(LEFT, 18, title), text(WIDTH - RIGHT, HEIGHT - 8, across, "end")]
     for k in range(TICKS):
         level, step = bottom + (top - bottom) * k / (TICKS - 1), count * k / (TICKS - 1)
-        parts.append(_rule(y(level), GRID))
-        parts.append(_text(LEFT - 6, y(level) + 4, f"{level:.3g}", "end"))
-        parts.append(_text(x(step), HEIGHT - BOTTOM + 18, f"{step:.0f}", "middle"))
+        parts.append(rule(y(level), GRID))
+        parts.append(text(LEFT - 6, y(level) + 4, f"{level:.3g}", "end"))
+        parts.append(text(x(step), HEIGHT - BOTTOM + 18, f"{step:.0f}", "middle"))
     if mark is not None:
-        parts.append(_rule(y(mark), INK, ' stroke-dasharray="4 3"'))
+        parts.append(rule(y(mark), INK, ' stroke-dasharray="4 3"'))
     for i, line in enumerate(lines):
         colour = COLOURS[i % len(COLOURS)]
         around = " ".join([*path(line.low), *reversed(path(line.high))])
@@ -59,24 +59,31 @@ def draw_lines(lines: Sequence[Line], title: str, across: str, mark: float | Non
         parts.append(
             f'<polyline points="{middle}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
-        parts.append(_text(WIDTH - RIGHT + 10, TOP + 18 * (i + 1), line.name, colour=colour))
+        parts.append(text(WIDTH - RIGHT + 10, TOP + 18 * (i + 1), line.name, colour=colour))
+    return picture(parts)
+
+
+def picture(parts: Iterable[str], width: int = WIDTH) -> str:
+    """The parts as one SVG file."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-        f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="Helvetica, Arial, sans-serif" '
-        f'font-size="12"><rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" '
+        f'viewBox="0 0 {width} {HEIGHT}" font-family="Helvetica, Arial, sans-serif" '
+        f'font-size="12"><rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>'
         f"{''.join(parts)}</svg>\n"
     )
 
 
-def _rule(y: float, colour: str, dashes: str = "") -> str:
+def rule(y: float, colour: str, dashes: str = "") -> str:
+    """A level line across the picture."""
     return (
         f'<line x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}" '
         f'stroke="{colour}"{dashes}/>'
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = INK) -> str:
+def text(x: float, y: float, said: str, anchor: str = "start", colour: str = INK) -> str:
+    """One line of text."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">'
-        f"{escape(text)}</text>"
+        f"{escape(said)}</text>"
     )

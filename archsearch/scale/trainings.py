@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archsearch.errors import RunError, TrialError
 from archsearch.genome import Genome
@@ -17,15 +18,19 @@ from archsearch.model import build
 from archsearch.mup import Base
 from archsearch.processes import side_by_side
 from archsearch.scale.corpus import Corpus
-from archsearch.scale.pretrain import Mark, Pretraining, Settings, train
+from archsearch.scale.pretrain import Mark, Pretraining, Settings, Step, train
 from archsearch.scale.stability import Stability, judge
 from archsearch.search.fresh import write
 from archsearch.sections import Recipe
 from archsearch.train import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from torch import Tensor
+
+    from archsearch.model import Model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +58,15 @@ class Training:
         return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
+class Moved(NamedTuple):
+    """What became of weights from the start of a training to its end."""
+
+    left: float
+    """Share of the start that is still in them: projection on the start, over its norm."""
+    grown: float
+    """RMS at the end over that at the start."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a training ended."""
@@ -62,6 +76,10 @@ class Ended:
     why: str = ""
     """One sentence if it broke off."""
     seconds: float = 0.0
+    gradient: float | None = None
+    """Norm of the first gradient, before it is clipped; None where the recipe clips none."""
+    moved: Mapping[str, Moved] = field(default_factory=dict, hash=False)
+    """What became of the weights, by kind of parameter; without those that start at 0."""
 
     @property
     def loss(self) -> float:
@@ -97,16 +115,27 @@ def train_all(
     """
     corpus = Corpus.open(sources, tokenizer, cache)
     trainings = list(dict.fromkeys(wanted))
-    known = _recall(file)
-    keys = {training: training.key(corpus) for training in trainings}
-    missing = [training for training in trainings if keys[training] not in known]
+    known = recall(trainings, corpus, file)
+    missing = [training for training in trainings if training not in known]
     for training, ended in side_by_side(
         _trained, missing, workers, tuple(sources), tokenizer, cache
     ):
-        known[keys[training]] = ended
-        _note(file, {"key": keys[training], **training.about(corpus), "ended": asdict(ended)})
+        known[training] = ended
+        row = {"key": training.key(corpus), **training.about(corpus), "ended": asdict(ended)}
+        _note(file, row)
         on_trained(training, ended)
-    return {training: known[keys[training]] for training in trainings}
+    return {training: known[training] for training in trainings}
+
+
+def recall(wanted: Iterable[Training], corpus: Corpus, file: Path) -> dict[Training, Ended]:
+    """How those trainings ended that FILE knows.
+
+    Raises:
+        RunError: if FILE is damaged, or cannot be mended.
+    """
+    known = _read(file)
+    keys = {training: training.key(corpus) for training in wanted}
+    return {training: known[key] for training, key in keys.items() if key in known}
 
 
 def _trained(wanted: Training, sources: tuple[str, ...], tokenizer: str, cache: Path) -> Ended:
@@ -114,17 +143,40 @@ def _trained(wanted: Training, sources: tuple[str, ...], tokenizer: str, cache: 
     start = generator(wanted.settings.seed, "scale", "start")
     model = build(wanted.genome, corpus.vocab, generator=start, base=wanted.base)
     training = Pretraining(model, corpus, wanted.recipe, wanted.settings)
-    why = ""
+    begun = {name: p.detach().clone() for name, p in model.named_parameters()}
+    why, norms = "", list[float]()
+
+    def on_step(step: Step) -> None:
+        if step.number == 1 and step.norm is not None:
+            norms.append(float(step.norm))
+
     try:
-        train(training)
+        train(training, on_step)
     except TrialError as error:
         why = str(error)
     seconds = sum(mark.seconds for mark in training.marks)
     stability = judge(training.probes.log(), math.log(corpus.vocab))
-    return Ended(tuple(training.marks), stability, why, seconds)
+    gradient = norms[0] if norms and math.isfinite(norms[0]) else None
+    moved = _moved(model, begun)
+    return Ended(tuple(training.marks), stability, why, seconds, gradient, moved)
 
 
-def _recall(file: Path) -> dict[str, Ended]:
+def _moved(model: Model, begun: Mapping[str, Tensor]) -> dict[str, Moved]:
+    """What became of the weights of a model since they were `begun`, by kind."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for name, parameter in model.named_parameters():
+        start, end = begun[name].double(), parameter.detach().double()
+        total = sums[model.role_of(name).kind]
+        for i, product in enumerate((start * start, start * end, end * end)):
+            total[i] += float(product.sum())
+    return {
+        kind: Moved(overlap / first, (last / first) ** 0.5)
+        for kind, (first, overlap, last) in sums.items()
+        if first
+    }
+
+
+def _read(file: Path) -> dict[str, Ended]:
     """What a file knows; a last line that a killed process left half is dropped."""
     known: dict[str, Ended] = {}
     if not file.exists():
@@ -140,6 +192,8 @@ def _recall(file: Path) -> dict[str, Ended]:
                 Stability(tuple(ended["stability"]["reasons"])),
                 ended["why"],
                 ended["seconds"],
+                ended.get("gradient"),
+                {kind: Moved(*of) for kind, of in ended.get("moved", {}).items()},
             )
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
