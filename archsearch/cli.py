@@ -274,6 +274,23 @@ def scale_up(
         Path | None, typer.Option(help="Directory; by default below that of the run.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    fit: Annotated[
+        bool, typer.Option(help="Train at several widths instead, and fit the laws of the losses.")
+    ] = False,
+    widths: Annotated[
+        str, typer.Option(help="With --fit: e.g. 64,128,256; by default 1, 2 and 4 times its own.")
+    ] = "",
+    lrs: Annotated[
+        str, typer.Option(help="With --fit: learning rates, FROM:TO or FROM:TO:STEP as log2.")
+    ] = "",
+    batches: Annotated[str, typer.Option(help="With --fit: sequences of a step, e.g. 4,8.")] = "",
+    finalists: Annotated[
+        int, typer.Option(help="With --fit: how many of the best of a run.", min=1, max=20)
+    ] = 1,
+    seeds: Annotated[int, typer.Option(help="With --fit: of each training.", min=1, max=10)] = 2,
+    workers: Annotated[
+        int | None, typer.Option(help="With --fit: processes; by default one per core.", min=1)
+    ] = None,
     override: SetOpt = None,
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
 ) -> None:
@@ -287,6 +304,28 @@ def scale_up(
     given = {"steps": steps, "lr": lr, "batch": batch}
     named = {f"recipe.{k}={v}" for k, v in given.items() if v is not None}
     genome, recipe, folder = _to_scale(source, trial, storage, [*(override or ()), *sorted(named)])
+    if not fit and (widths or lrs or batches or finalists > 1):
+        raise RunError("--widths, --lrs, --batches and --finalists go with --fit")
+    if fit:
+        from archsearch.report import fit as laws
+        from archsearch.scale.pretrain import Settings
+        from archsearch.scale.sweep import powers
+
+        width = genome.d_model
+        laws.fit_family(
+            laws.Wanted(
+                genomes={"winner": genome} | _others(source, storage, genome, finalists),
+                baseline="" if baseline == "none" else baseline, recipe=recipe, depth=depth,
+                widths=tuple(sorted({*_whole(widths)})) or (width, 2 * width, 4 * width),
+                scheme=scheme.value,
+                log2_lrs=powers(lrs) if lrs else (), batches=_whole(batches), seeds=seeds,
+                settings=Settings(context=context, seed=seed), text=tuple(text or ()),
+                tokenizer=tokenizer,
+            ),
+            out or folder / "scale" / "fit", folder / "scale" / "text", workers or _cores(),
+            console, dry_run=dry_run,
+        )  # fmt: skip
+        return
     scale(
         Wanted(
             genome=genome, recipe=recipe, width=width, depth=depth or len(genome.genes),
@@ -485,6 +524,19 @@ def _to_scale(
     known = (*study.about["overrides"], "search.start_from=[]", "search.rungs=[]")
     experiment = parse(study.about["space"], f"{study.name}.yaml", (*known, *overrides))
     return pick(study, trial).genome, experiment.recipe, Path(source)
+
+
+def _others(source: str, storage: str, winner: Genome, count: int) -> dict[str, Genome]:
+    """The best of a run beside its winner, `count` with it, by their indexes.
+
+    Raises:
+        RunError: if there is no run.
+    """
+    if count == 1:
+        return {}
+    best = _study(source, storage).finalists(count)
+    others = {f"#{record.index}": record.genome for record in best if record.genome != winner}
+    return dict(list(others.items())[: count - 1])
 
 
 def _study(run: str, storage: str) -> Study:

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from archsearch.scale.sweep import Optimum
     from archsearch.scale.trainings import Ended, Training
     from archsearch.scale.transfer import Design
-    from archsearch.scale.transferred import Transfer
+    from archsearch.scale.transferred import Check, Transfer
 
 TRAININGS, SWEPT = "trainings.jsonl", "swept.jsonl"
 NAMES = {"sp": "SP", "mup": "muP", "depth_mup": "depth-muP", "completep": "CompleteP"}
@@ -69,10 +70,7 @@ def mup_check(
     corpus.windows(design.settings.context)
     trainings = design.trainings()
     known = recall(trainings, corpus, home / TRAININGS)
-    works = {
-        training: design.plan(training, corpus.vocab).flops * training.recipe.steps
-        for training in trainings
-    }
+    works = {training: design.work(training, corpus.vocab) for training in trainings}
     missing = [training for training in trainings if training not in known]
     console.print(
         f"{design.genome.text()}: {len(missing)} of {len(trainings)} trainings to do",
@@ -137,13 +135,27 @@ def show(swept: Swept, console: Console) -> None:
                 console.print(f"{where}: {best.why}", markup=False, soft_wrap=True)
     console.print()
     table = Table(box=None, pad_edge=False, show_header=False)
-    for check in judge(swept):
-        verdict = "failed" if check.control == check.held else "holds"
-        wanted = "as it must" if check.held else "[bold]as it must not[/bold]"
-        table.add_row(
-            f"{check.axis} {check.name}", NAMES[check.scheme], f"{verdict}, {wanted}", check.said
-        )
+    checks = judge(swept)
+    for check in checks:
+        scheme = "fixed decay" if check.control and check.name == "decay" else NAMES[check.scheme]
+        outcome = "holds" if check.held else "fails"
+        wanted = "as it must" if check.passed else "[bold]it must not[/bold]"
+        table.add_row(check.axis, check.name, scheme, f"{outcome}, {wanted}", check.said)
     console.print(table)
+    console.print(f"\n{_verdict(checks)}", soft_wrap=True)
+
+
+def _verdict(checks: Sequence[Check]) -> str:
+    """One sentence on all checks."""
+    failed = [check for check in checks if not check.passed and not check.control]
+    blind = [check for check in checks if not check.passed and check.control]
+    if failed:
+        names = ", ".join(f"{NAMES[c.scheme]} {c.axis} {c.name}" for c in failed)
+        return f"hyper-parameters do not transfer here: {names}"
+    if blind:
+        names = ", ".join(f"{NAMES[c.scheme]} {c.axis} {c.name}" for c in blind)
+        return f"nothing failed, but these controls did not either, so little is shown: {names}"
+    return "hyper-parameters transfer here, and every control failed as it must"
 
 
 def _table(found: Sequence[Transfer]) -> Table:
@@ -151,8 +163,8 @@ def _table(found: Sequence[Transfer]) -> Table:
     first = found[0]
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column(first.axis, justify="right")
-    table.add_column("scheme")
-    titles = ("best log2 LR", "shift", "gap", "best", f"at 2^{first.at:g}", "sensitivity")
+    table.add_column("scheme", no_wrap=True)
+    titles = ("best log2 LR", "shift", "gap", "best", f"at 2^{first.at:g}", "LR sens.")
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for transfer in found:
@@ -164,7 +176,7 @@ def _table(found: Sequence[Transfer]) -> Table:
             table.add_row(
                 str(size),
                 NAMES[transfer.scheme] if i else "base",
-                f"{best.log2_lr:.2f} ?" if best.why else f"{best.estimate:.2f}",
+                f"{best.log2_lr:.2f} ?" if best.why else _optimum(best),
                 f"{transfer.shift(i).value:+.2f}" if i else "",
                 f"{transfer.gap(i):.3f}" if i else "",
                 f"{transfer.sweeps[i].best:.3f}",
@@ -172,6 +184,11 @@ def _table(found: Sequence[Transfer]) -> Table:
                 f"{sensitivities[i]:.3f}",
             )
     return table
+
+
+def _optimum(best: Optimum) -> str:
+    known = best.estimate
+    return f"{known.value:.2f} [{known.low:.1f}, {known.high:.1f}]"
 
 
 def draw(swept: Swept, home: Path) -> list[str]:

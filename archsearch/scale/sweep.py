@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from archsearch.scale.estimate import Array
 
 MOST_RATES = 100
+"""Learning rates that a user may ask for."""
 POINTS = 5
 """Learning rates around the best one that a parabola is laid through."""
 
@@ -36,7 +37,7 @@ def powers(said: str) -> tuple[float, ...]:
     try:
         low, high, step = ([*map(float, said.split(":")), 1.0])[:3]
         count = int((high - low) / step + 1e-6) + 1
-        if not (0 < step and 0 < count <= MOST_RATES and said.count(":") in (1, 2)):
+        if not (step > 0 and 0 < count <= MOST_RATES and said.count(":") in (1, 2)):
             raise ValueError
     except (ValueError, OverflowError):
         raise RunError(

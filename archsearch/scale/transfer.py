@@ -43,6 +43,8 @@ SET_UP = (
 """How a net is trained unless it is said otherwise. Without clipping: its limit is one number for
 all sizes, and gradients of other sizes have other norms."""
 FORMAT = 1
+OVERHEAD = 1e8
+"""Work of a branch in a step that does not depend on its width."""
 DECAY_RATIO = 4
 """Widths of the base up to which it is looked at what decay leaves of the weights."""
 
@@ -97,6 +99,10 @@ class Design:
         for scheme in self.schemes:
             if scheme not in EXPONENTS:
                 raise RunError(f"unknown scheme '{scheme}'; {nearest(scheme, EXPONENTS)}")
+        if len(self.widths) + len(self.depths) < 3:
+            raise RunError(
+                "one width and one depth say nothing of transfer; name another of either"
+            )
         for width in self.widths:
             widened(self.genome, width)
 
@@ -109,12 +115,13 @@ class Design:
             wanted += self._sized(scheme, deepened(self.genome, depth // self.depths[0]))
         return [*wanted, *self._decayed()]
 
-    def plan(self, training: Training, vocab: int) -> ScalePlan:
-        """What it takes."""
-        return ScalePlan(
-            genome=training.genome, base=training.base, recipe=training.recipe,
-            context=training.settings.context, vocab=vocab,
-        )  # fmt: skip
+    def work(self, training: Training, vocab: int) -> float:
+        """About how much work a training is, in FLOPs of a large matrix product."""
+        recipe, context = training.recipe, training.settings.context
+        plan = ScalePlan(
+            genome=training.genome, base=training.base, recipe=recipe, context=context, vocab=vocab
+        )
+        return plan.tokens * plan.flops + recipe.steps * OVERHEAD * len(training.genome.genes)
 
     def _schemes(self, axis: Axis) -> list[Scheme]:
         return [scheme for scheme in SCHEMES[axis] if scheme in self.schemes]
@@ -139,9 +146,7 @@ class Design:
         unscaled = decay * self.widths[0] / wide  # as the width is a factor on the decay
         cases = ((self.widths[0], decay), (wide, decay), (wide, unscaled))
         return [
-            self._training(
-                "mup", widened(self.genome, width), {"lr": lr, "weight_decay": of}, seed
-            )
+            self._training("mup", widened(self.genome, width), {"lr": lr, "weight_decay": of}, seed)
             for (width, of), seed in product(cases, range(self.seeds))
         ]
 
