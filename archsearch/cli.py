@@ -274,6 +274,23 @@ def scale_up(
         Path | None, typer.Option(help="Directory; by default below that of the run.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    fit: Annotated[
+        bool, typer.Option(help="Train at several widths instead, and fit the laws of the losses.")
+    ] = False,
+    widths: Annotated[
+        str, typer.Option(help="With --fit: e.g. 64,128,256; by default 1, 2 and 4 times its own.")
+    ] = "",
+    lrs: Annotated[
+        str, typer.Option(help="With --fit: learning rates, FROM:TO or FROM:TO:STEP as log2.")
+    ] = "",
+    batches: Annotated[str, typer.Option(help="With --fit: sequences of a step, e.g. 4,8.")] = "",
+    finalists: Annotated[
+        int, typer.Option(help="With --fit: how many of the best of a run.", min=1, max=20)
+    ] = 1,
+    seeds: Annotated[int, typer.Option(help="With --fit: of each training.", min=1, max=10)] = 2,
+    workers: Annotated[
+        int | None, typer.Option(help="With --fit: processes; by default one per core.", min=1)
+    ] = None,
     override: SetOpt = None,
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
 ) -> None:
@@ -287,6 +304,28 @@ def scale_up(
     given = {"steps": steps, "lr": lr, "batch": batch}
     named = {f"recipe.{k}={v}" for k, v in given.items() if v is not None}
     genome, recipe, folder = _to_scale(source, trial, storage, [*(override or ()), *sorted(named)])
+    if not fit and (widths or lrs or batches or finalists > 1):
+        raise RunError("--widths, --lrs, --batches and --finalists go with --fit")
+    if fit:
+        from archsearch.report import fit as laws
+        from archsearch.scale.pretrain import Settings
+        from archsearch.scale.sweep import powers
+
+        width = genome.d_model
+        laws.fit_family(
+            laws.Wanted(
+                genomes={"winner": genome} | _others(source, storage, genome, finalists),
+                baseline="" if baseline == "none" else baseline, recipe=recipe, depth=depth,
+                widths=tuple(sorted({*_whole(widths)})) or (width, 2 * width, 4 * width),
+                scheme=scheme.value,
+                log2_lrs=powers(lrs) if lrs else (), batches=_whole(batches), seeds=seeds,
+                settings=Settings(context=context, seed=seed), text=tuple(text or ()),
+                tokenizer=tokenizer,
+            ),
+            out or folder / "scale" / "fit", folder / "scale" / "text", workers or _cores(),
+            console, dry_run=dry_run,
+        )  # fmt: skip
+        return
     scale(
         Wanted(
             genome=genome, recipe=recipe, width=width, depth=depth or len(genome.genes),
@@ -339,6 +378,69 @@ def fidelity(
     )  # fmt: skip
     folder = Path(run)
     measure(_study(run, storage), folder, wanted, workers or _cores(), console, dry_run=dry_run)
+
+
+@app.command()
+def mup_check(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run directory, a space of one member, or a swept.jsonl to judge anew; by "
+            "default a net of attention and one of Mamba-2."
+        ),
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option(help="The net of attention alone: 8 times as wide, 8 times as deep.")
+    ] = False,
+    widths: Annotated[
+        str, typer.Option(help="E.g. 32,64,128, the base first; by default its own and 4 times it.")
+    ] = "",
+    depths: Annotated[
+        str, typer.Option(help="In branches, the base first; by default its own and 4 times it.")
+    ] = "",
+    schemes: Annotated[
+        str, typer.Option(help="sp and mup over width; mup, depth_mup and completep over depth.")
+    ] = "sp,mup,completep",
+    lrs: Annotated[
+        str, typer.Option(help="Learning rates as powers of two, FROM:TO or FROM:TO:STEP.")
+    ] = "-9.5:-3.5",
+    seeds: Annotated[
+        int | None, typer.Option(help="Of each training; by default 2.", min=1, max=10)
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of a sequence.", min=2)] = 64,
+    text: TextOpt = None,
+    tokenizer: TokenizerOpt = "byte",
+    trial: Annotated[str, typer.Option(help="Index of a trial of the run, or best.")] = "best",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; by default one per core.", min=1)
+    ] = None,
+    override: SetOpt = None,
+    storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
+) -> None:
+    """Check that hyper-parameters transfer: learning rates swept over widths and depths.
+
+    Each scheme stands beside the one that must fail: SP over width, a = 0 over depth. The same
+    command continues; results go to RUN/mup-check or runs/NAME/mup-check.
+    """
+    from archsearch.report.mup_check import mup_check as sweep
+    from archsearch.report.mup_check import show
+    from archsearch.scale.pretrain import Settings
+    from archsearch.scale.sweep import powers
+    from archsearch.scale.transfer import NETS, SET_UP, Design, Swept
+
+    if source and source.endswith(".jsonl"):
+        show(Swept.read(Path(source)), console)
+        return
+    for name in [source] if source else NETS[:1] if demo else NETS:
+        genome, recipe, home = _to_scale(name, trial, storage, [*SET_UP, *(override or ())])
+        width, depth, far = genome.d_model, len(genome.genes), 8 if demo else 4
+        design = Design.of(
+            genome, _whole(widths) or (width, far * width), _whole(depths) or (depth, far * depth),
+            schemes=tuple(schemes.split(",")), log2_lrs=powers(lrs), recipe=recipe,
+            seeds=seeds or (1 if demo else 2), settings=Settings(context=context, held_out=128),
+        )  # fmt: skip
+        sweep(design, tuple(text or ()), tokenizer, home / "mup-check", home / "scale" / "text",
+              workers or _cores(), console)  # fmt: skip
 
 
 @app.command()
@@ -465,6 +567,19 @@ def _to_scale(
     return pick(study, trial).genome, experiment.recipe, Path(source)
 
 
+def _others(source: str, storage: str, winner: Genome, count: int) -> dict[str, Genome]:
+    """The best of a run beside its winner, `count` with it, by their indexes.
+
+    Raises:
+        RunError: if there is no run.
+    """
+    if count == 1:
+        return {}
+    best = _study(source, storage).finalists(count)
+    others = {f"#{record.index}": record.genome for record in best if record.genome != winner}
+    return dict(list(others.items())[: count - 1])
+
+
 def _study(run: str, storage: str) -> Study:
     """The study of a run directory.
 
@@ -486,6 +601,18 @@ def _study(run: str, storage: str) -> Study:
             "environment as ARCHSEARCH_STORAGE"
         )
     return Study.only(open_storage(folder))
+
+
+def _whole(said: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them; none of an empty text.
+
+    Raises:
+        RunError: if that is no such text.
+    """
+    try:
+        return tuple(int(number) for number in said.split(",") if said)
+    except ValueError:
+        raise RunError(f"'{said}' is no list of whole numbers, e.g. 32,64,128") from None
 
 
 def _cores() -> int:

@@ -63,12 +63,12 @@ def draw_lines(lines: Sequence[Line], title: str, across: str, mark: float | Non
     return picture(parts)
 
 
-def picture(parts: Iterable[str]) -> str:
+def picture(parts: Iterable[str], width: int = WIDTH) -> str:
     """The parts as one SVG file."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-        f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="Helvetica, Arial, sans-serif" '
-        f'font-size="12"><rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" '
+        f'viewBox="0 0 {width} {HEIGHT}" font-family="Helvetica, Arial, sans-serif" '
+        f'font-size="12"><rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>'
         f"{''.join(parts)}</svg>\n"
     )
 

@@ -118,7 +118,7 @@ def rival(plan: ScalePlan, genome: Genome) -> ScalePlan:
         plan: What it is compared with.
         genome: The other one, at any size.
     """
-    period = _period(genome)
+    period = motif(genome)
     near = max(1, round(len(plan.genome.genes) / len(period.genes)))
     base = replace(plan.base, width=period.d_model)
     made = []
@@ -141,7 +141,7 @@ def _widths(genome: Genome, plan: ScalePlan) -> list[Genome]:
     return list(made.values())
 
 
-def _period(genome: Genome) -> Genome:
+def motif(genome: Genome) -> Genome:
     """The shortest run of branches that a genome repeats."""
     count = len(genome.genes)
     for length in range(1, count + 1):

@@ -22,8 +22,29 @@ if TYPE_CHECKING:
 
     from archsearch.scale.estimate import Array
 
+MOST_RATES = 100
+"""Learning rates that a user may ask for."""
 POINTS = 5
 """Learning rates around the best one that a parabola is laid through."""
+
+
+def powers(said: str) -> tuple[float, ...]:
+    """Learning rates as powers of two: `-9:-3` is 2^-9, 2^-8 .. 2^-3, `-9:-3:0.5` twice as many.
+
+    Raises:
+        RunError: if that is no such text.
+    """
+    try:
+        low, high, step = ([*map(float, said.split(":")), 1.0])[:3]
+        count = int((high - low) / step + 1e-6) + 1
+        if not (step > 0 and 0 < count <= MOST_RATES and said.count(":") in (1, 2)):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise RunError(
+            f"'{said}' names no learning rates; FROM:TO or FROM:TO:STEP as powers of two, at most "
+            f"{MOST_RATES} of them, e.g. -9:-3 for 2^-9 to 2^-3"
+        ) from None
+    return tuple(low + i * step for i in range(count))
 
 
 @dataclass(frozen=True, kw_only=True)

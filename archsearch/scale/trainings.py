@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archsearch.errors import RunError, TrialError
 from archsearch.genome import Genome
@@ -24,8 +25,12 @@ from archsearch.sections import Recipe
 from archsearch.train import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from torch import Tensor
+
+    from archsearch.model import Model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +58,15 @@ class Training:
         return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
+class Moved(NamedTuple):
+    """What became of weights from the start of a training to its end."""
+
+    left: float
+    """Share of the start that is still in them: projection on the start, over its norm."""
+    grown: float
+    """RMS at the end over that at the start."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a training ended."""
@@ -64,6 +78,8 @@ class Ended:
     seconds: float = 0.0
     gradient: float | None = None
     """Norm of the first gradient, before it is clipped; None where the recipe clips none."""
+    moved: Mapping[str, Moved] = field(default_factory=dict, hash=False)
+    """What became of the weights, by kind of parameter; without those that start at 0."""
 
     @property
     def loss(self) -> float:
@@ -127,6 +143,7 @@ def _trained(wanted: Training, sources: tuple[str, ...], tokenizer: str, cache: 
     start = generator(wanted.settings.seed, "scale", "start")
     model = build(wanted.genome, corpus.vocab, generator=start, base=wanted.base)
     training = Pretraining(model, corpus, wanted.recipe, wanted.settings)
+    begun = {name: p.detach().clone() for name, p in model.named_parameters()}
     why, norms = "", list[float]()
 
     def on_step(step: Step) -> None:
@@ -140,7 +157,23 @@ def _trained(wanted: Training, sources: tuple[str, ...], tokenizer: str, cache: 
     seconds = sum(mark.seconds for mark in training.marks)
     stability = judge(training.probes.log(), math.log(corpus.vocab))
     gradient = norms[0] if norms and math.isfinite(norms[0]) else None
-    return Ended(tuple(training.marks), stability, why, seconds, gradient)
+    moved = _moved(model, begun)
+    return Ended(tuple(training.marks), stability, why, seconds, gradient, moved)
+
+
+def _moved(model: Model, begun: Mapping[str, Tensor]) -> dict[str, Moved]:
+    """What became of the weights of a model since they were `begun`, by kind."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for name, parameter in model.named_parameters():
+        start, end = begun[name].double(), parameter.detach().double()
+        total = sums[model.role_of(name).kind]
+        for i, product in enumerate((start * start, start * end, end * end)):
+            total[i] += float(product.sum())
+    return {
+        kind: Moved(overlap / first, (last / first) ** 0.5)
+        for kind, (first, overlap, last) in sums.items()
+        if first
+    }
 
 
 def _read(file: Path) -> dict[str, Ended]:
@@ -160,6 +193,7 @@ def _read(file: Path) -> dict[str, Ended]:
                 ended["why"],
                 ended["seconds"],
                 ended.get("gradient"),
+                {kind: Moved(*of) for kind, of in ended.get("moved", {}).items()},
             )
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
