@@ -38,10 +38,10 @@ class Browser:
         self._home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        # The shell puts the two pipes where the browser looks for them.
+        # bash puts the pipes where the browser looks for them; sh knows no descriptors above 9.
         command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
-            ["sh", "-c", command, program, *FLAGS, f"--user-data-dir={self._home.name}"],
+            ["bash", "-c", command, program, *FLAGS, f"--user-data-dir={self._home.name}"],
             pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(theirs_in)

@@ -104,7 +104,7 @@ def _winner(sheet: Sheet) -> Iterator[Html]:
     assert sheet.finals
     yield paragraph(
         name, f" won, with {sheet.goals[0].name} ", tag("b", sheet.first(final)),
-        f" (95 %) on {sheet.finals.seeds} fresh seeds.", kind="lede",
+        f" on {sheet.finals.seeds} fresh seeds.", kind="lede",
     )  # fmt: skip
     sentences = [verdict(sheet.finals, [g.name for g in sheet.goals])]
     other = next((f for f in sheet.finals.ranked if f is not final), None)
@@ -115,7 +115,8 @@ def _winner(sheet: Sheet) -> Iterator[Html]:
 
 def _margin(sheet: Sheet, record: Record, margin: float, half: float) -> str:
     name = sheet.goals[0].name
-    told = with_interval(*(quantity(name, v) for v in (abs(margin), half)))
+    told = quantity(name, abs(margin))
+    told = with_interval(told, quantity(name, half)) if half else told
     where = "ahead of the next best" if margin >= 0 else "behind the best mean"
     told = f"Seed by seed it is {told} {where}, #{record.index}"
     return told if abs(margin) > half else f"{told}, which is within the noise"

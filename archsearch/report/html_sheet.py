@@ -109,13 +109,13 @@ class Sheet:
         return next((f for f in ranked if f.record.genome == record.genome), None)
 
     def first(self, finalist: Finalist) -> str:
-        """The first objective on fresh seeds with its interval."""
+        """The first objective on fresh seeds, with its 95 % interval if it has one."""
         goal = self.goals[0]
         sign = -1 if goal.maximize else 1
         mean, half = interval([sign * value for value in finalist.firsts])
         if not half:
             return quantity(goal.name, mean)
-        return with_interval(*(quantity(goal.name, value) for value in (mean, half)))
+        return with_interval(quantity(goal.name, mean), quantity(goal.name, half)) + " (95 %)"
 
 
 def ahead(one: Finalist, other: Finalist) -> tuple[float, float]:
