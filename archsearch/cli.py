@@ -173,6 +173,24 @@ def show(
 
 
 @app.command()
+def report(
+    run: RunArg,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; by default RUN/report.html.")
+    ] = None,
+    storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
+) -> None:
+    """Write what a run found as one HTML file: front, winner, why, costs, how to reproduce it.
+
+    It needs no network, so it can be kept or sent as it is.
+    """
+    from archsearch.report.html import FILE
+    from archsearch.report.html import report as write
+
+    write(_study(run, storage), Path(run), run, out or Path(run) / FILE, console)
+
+
+@app.command()
 def explain(
     run: RunArg,
     trial: Annotated[str, typer.Option(help="Index of a trial, or best.")] = "best",

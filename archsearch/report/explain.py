@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from archsearch.search.ablation import Change
+    from archsearch.search.ablation import Change, Edit
     from archsearch.search.study import Record, Study
 
 MOST = 8
@@ -35,8 +35,7 @@ def explain(
     Raises:
         RunError: if the run directory cannot be written.
     """
-    ranked = sorted(study.records().values(), key=lambda r: (-r.score, r.index))
-    edited = ablation.edits(record.genome, [r.genome for r in ranked if not r.attrs.get("outside")])
+    edited = edits_of(study, record)
     genomes = [record.genome, *(edit.genome for edit in edited)]
     experiment, known = study.experiment(), recall(folder, study)
     wanted = missing(genomes, seeds, known)
@@ -55,6 +54,22 @@ def explain(
     write(folder / "explain.md", page)
     console.print(page, markup=False, soft_wrap=True)
     console.print(f"written to {folder / 'explain.md'}", markup=False, soft_wrap=True)
+
+
+def edits_of(study: Study, record: Record) -> list[Edit]:
+    """The genomes one edit away from a trial's, with the blocks of the best trials."""
+    ranked = sorted(study.records().values(), key=lambda r: (-r.score, r.index))
+    return ablation.edits(record.genome, [r.genome for r in ranked if not r.attrs.get("outside")])
+
+
+def best_values(study: Study, path: str) -> list[tuple[float, int, Any]]:
+    """The values of a choice with the mean score and the number of their trials, best first."""
+    groups: dict[Any, list[float]] = {}
+    for record in study.records().values():
+        if record.values and path in record.params:
+            groups.setdefault(record.params[path], []).append(record.score)
+    found = [(statistics.mean(scores), len(scores), value) for value, scores in groups.items()]
+    return sorted(found, key=lambda row: -row[0])
 
 
 def _page(
@@ -101,16 +116,10 @@ def _choices(study: Study) -> list[str]:
     shares = effects.choices(study)
     if not shares:
         return [f"No word on choices and motifs: a run of {effects.FEWEST} trials has one.", ""]
-    done = [r for r in study.records().values() if r.values]
     rows = []
     for path, share in list(shares.items())[:MOST]:
-        groups: dict[Any, list[float]] = {}
-        for record in done:
-            if path in record.params:
-                groups.setdefault(record.params[path], []).append(record.score)
-        means = sorted(((statistics.mean(v), len(v), k) for k, v in groups.items()),
-                       key=lambda row: -row[0])  # fmt: skip
-        best = ", ".join(f"{k} {mean:.3f} ({n})" for mean, n, k in means[:3])
+        values = best_values(study, path)[:3]
+        best = ", ".join(f"{value} {mean:.3f} ({n})" for mean, n, value in values)
         rows.append((path, f"{100 * share:.0f} %", best))
     return [
         "## Which choices mattered",

@@ -197,6 +197,7 @@ def summary(study: Study, folder: Path) -> RenderableType:
     ]
     if (folder / "best" / "model.yaml").is_file():
         parts.append(Text(f"model {folder / 'best' / 'model.yaml'}"))
+    parts.append(Text(f"next: archsearch report {folder}"))
     parts.append(Text(f"next: archsearch dashboard {folder}"))
     return Group(*parts)
 
