@@ -15,10 +15,10 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from archsearch.errors import BlockError, RunError, SpaceError
+from archsearch.errors import RunError, SpaceError
 from archsearch.genome import Genome
-from archsearch.mup import widened, width_step
-from archsearch.rules import cached_cost, draw, members
+from archsearch.mup import legal_widths, widened
+from archsearch.rules import draw, members
 from archsearch.scale import panel
 from archsearch.scale.agreement import PICKS
 from archsearch.scale.plan import deepened
@@ -142,15 +142,9 @@ def _made(mixer: str, like: list[Genome]) -> Genome:
     pair = replace(plain, genes=(first, feed_forward))
     depth = statistics.median_low(len(genome.genes) for genome in like)
     deep = deepened(pair, max(1, round(depth / 2)))
-    width, step = statistics.median_low(genome.d_model for genome in like), width_step(deep)
-    for near in sorted(range(step, 2 * width + step, step), key=lambda w: abs(w - width)):
-        try:
-            genome = widened(deep, near)
-            cached_cost(genome, 1)
-        except (BlockError, SpaceError):
-            continue
-        return genome
-    raise SpaceError(f"no width near {width} fits {deep.text()}")
+    width = statistics.median_low(genome.d_model for genome in like)
+    near = sorted(legal_widths(deep, width), key=lambda legal: abs(legal - width))
+    return widened(deep, near[0] if near else width)
 
 
 def keep(file: Path, chosen: Chosen) -> None:

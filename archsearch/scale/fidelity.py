@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from archsearch.canonical import nested
-from archsearch.errors import BlockError, SpaceError
-from archsearch.mup import Base, widened, width_step
+from archsearch.mup import Base, widened
 from archsearch.rules import cached_cost, measure
 from archsearch.scale.agreement import RESAMPLES, Panel, Score, agree
 from archsearch.scale.laws import Growth, crossings, trends
@@ -57,22 +56,9 @@ def enlarged(genomes: Sequence[Genome], width: int | None) -> tuple[Genome, ...]
     """The genomes at the width of the target: `width`, or each at four times its own.
 
     Raises:
-        SpaceError: if heads of one would not be as wide as they are, or a block cannot be built.
+        SpaceError: if one cannot be that wide, with widths that it can have.
     """
-    step = math.lcm(*(width_step(genome) for genome in genomes))
-    if width is not None and width % step:
-        near = sorted({width // step * step or step, (width // step + 1) * step})
-        raise SpaceError(
-            f"width {width}: heads of this panel would not be as wide as in the run; legal for all "
-            f"of it: multiples of {step}, e.g. {', '.join(map(str, near))}"
-        )
-    large = tuple(widened(g, width or GROWTH * g.d_model) for g in genomes)
-    for genome in large:
-        try:
-            cached_cost(genome, 1)
-        except BlockError as error:
-            raise SpaceError(f"{genome.text()} at width {genome.d_model}: {error}") from None
-    return large
+    return tuple(widened(g, width or GROWTH * g.d_model) for g in genomes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
