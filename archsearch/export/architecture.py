@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from archsearch.block import Block, block_class
 from archsearch.canonical import nested, sharing
 from archsearch.stack import Stack
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from archsearch.genome import Gene
+    from archsearch.genome import Gene, Genome
     from archsearch.model import Model
 
 FRAME = ("norm", "norm_place", "embedding_rank", "tie_embeddings", "soft_cap", "pause_tokens")
@@ -32,6 +34,7 @@ def architecture(model: Model) -> dict[str, Any]:
         "readout": model.readout_kind,
         "logit_multiplier": 1.0 if _folded(model) else model.logit_multiplier,
         "causal": not genome.bidirectional,
+        "rewinds": not genome.bidirectional and _rewinds(genome),
         "stack": _entries(genome.genes, model.stack, uses, set()),
     }
 
@@ -63,6 +66,14 @@ def weights(model: Model) -> dict[str, Tensor]:
     if last := _folded(model):
         named[last] = named[last] * model.logit_multiplier
     return {name: tensor.contiguous() for name, tensor in named.items()}
+
+
+def _rewinds(genome: Genome) -> bool:
+    """Whether decode states can go back: all that is kept is an entry for each token."""
+    with torch.device("meta"):
+        stack = Stack(genome, genome.genes)
+        long, longer = (stack.init_state(1, context) for context in (2**40, 2**41))
+    return all(t.numel() == 0 or t.shape != longer[name].shape for name, t in long.items())
 
 
 def _folded(model: Model) -> str | None:

@@ -84,6 +84,7 @@ class Bundle:
         used: The blocks. What their packages define is collected, what others do is imported.
         frame: What the architecture says beside its branches.
         beside: Modules of this package that become files of their own.
+        given: Names that the file defines itself.
     """
 
     def __init__(
@@ -91,10 +92,12 @@ class Bundle:
         used: Mapping[type[Block], Used],
         frame: Mapping[str, Any],
         beside: Iterable[str] = (),
+        given: Iterable[str] = (),
     ) -> None:
         self.packages = {OWN, *(kind.__module__.partition(".")[0] for kind in used)}
-        self.used = {(kind.__module__, kind.__qualname__): use for kind, use in used.items()}
-        self.frame, self.beside = frame, set(beside)
+        self.kinds = {(kind.__module__, kind.__qualname__): kind for kind in used}
+        self.used = {place: used[kind] for place, kind in self.kinds.items()}
+        self.frame, self.beside, self.given = frame, set(beside), set(given)
         self.modules: dict[str, Module] = {}
         self.pieces: dict[tuple[str, str], Piece] = {}
         self.imports: dict[str, Import] = {}
@@ -124,10 +127,10 @@ class Bundle:
             for reference in source.references(node, piece.left_out):
                 self._refer(piece, reference)
 
-    def names(self, known: Iterable[str] = ()) -> dict[tuple[str, str], str]:
-        """What each definition is called, beside the names that the file has already."""
+    def names(self) -> dict[tuple[str, str], str]:
+        """What each definition is called."""
         plain = {key: _plain(key[1]) for key in self.pieces}
-        count, taken = Counter(plain.values()), {*known, *self.imports}
+        count, taken = Counter(plain.values()), self.given | {*self.imports}
         found = {key: name for key, name in plain.items() if key[0].startswith(RUNTIME)}
         taken |= set(found.values())
         for key, name in plain.items():
@@ -156,6 +159,8 @@ class Bundle:
 
     def _refer(self, piece: Piece, reference: ast.Name) -> None:
         """Note what a name stands for, and collect that."""
+        if reference.id in self.given and piece.module.name.startswith(RUNTIME):
+            return
         found = self._find(piece.module, reference.id)
         if isinstance(found, Import):
             self._import(reference.id, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from archsearch.dims import word
 from archsearch.export.architecture import architecture, blocks_of
@@ -48,36 +48,28 @@ def torch_source(model: Model) -> str:
         ExportError: if the source of a block is not there or cannot be moved.
     """
     plain = architecture(model)
-    bundle, places = bundled(model, plain, f"{RUNTIME}.model", "Model")
-    names = bundle.names(("ARCHITECTURE", "BLOCKS", "Path", "load"))
+    given = ("ARCHITECTURE", "BLOCKS", "Path", "load")
+    bundle = Bundle(blocks_of(model), plain, given=given)
+    definitions = bundled(bundle, f"{RUNTIME}.model", "Model")
     needed = {"Any": Import("typing", "Any"), "Path": Import("pathlib", "Path")}
     return "\n".join((
         f'"""{in_words(model)}\n\n{USAGE}\n"""\n',
         import_lines(bundle.imports | needed),
         f"ARCHITECTURE: dict[str, Any] = {literal(plain, used=34)}",
         '"""What each of them means stands above `Model`."""\n\n',
-        bundle.render(names),
-        f"\n\n{block_table(places, names)}\n\n",
-        LOAD,
+        definitions,
+        "\n\n" + LOAD,
     ))  # fmt: skip
 
 
-def bundled(
-    model: Model, plain: Mapping[str, Any], module: str, name: str, beside: Sequence[str] = ()
-) -> tuple[Bundle, dict[str, tuple[str, str]]]:
-    """The sources of a model and of `name` around it, and where each of its blocks is defined."""
-    used = blocks_of(model)
-    bundle = Bundle(used, plain, beside)
-    places = {kind.info.name: (kind.__module__, kind.__qualname__) for kind in used}
-    for place in (*places.values(), (module, name)):
+def bundled(bundle: Bundle, module: str, name: str) -> str:
+    """Blocks with the model `name` around them, and a table of the blocks at the end."""
+    for place in (*bundle.used, (module, name)):
         bundle.need(*place)
-    return bundle, places
-
-
-def block_table(places: Mapping[str, tuple[str, str]], names: Mapping[tuple[str, str], str]) -> str:
-    """The classes of blocks by name, as source."""
-    lines = "".join(f'    "{block}": {names[place]},\n' for block, place in places.items())
-    return f"BLOCKS: dict[str, type[Block]] = {{\n{lines}}}"
+    names = bundle.names()
+    lines = [f'    "{kind.info.name}": {names[place]},' for place, kind in bundle.kinds.items()]
+    table = "\n".join(("BLOCKS: dict[str, type[Block]] = {", *lines, "}"))
+    return f"{bundle.render(names)}\n\n\n{table}\n"
 
 
 def import_lines(imports: Mapping[str, Import]) -> str:

@@ -9,6 +9,7 @@
     readout             token: logits at every position. code: all of them from the last position
     logit_multiplier    what logits are multiplied by, before soft_cap: c tanh(logits / c), or None
     causal              False if some block looks ahead, so that nothing can be decoded
+    rewinds             whether what decoding has met can be taken back: full attention alone
     stack               the residual branches in order, each of them
         block, config       what it computes
         of                  the branches that it holds
@@ -94,7 +95,6 @@ class Model(nn.Module):
         tokens_BT: Tensor,
         losses: list[Tensor] | None = None,
         noise: Generator | None = None,
-        depth: int | None = None,
     ) -> Tensor:
         """Logits_BTV for token ids_BT.
 
@@ -102,12 +102,34 @@ class Model(nn.Module):
             tokens_BT: Token ids.
             losses: In training, collects what blocks add to the loss of the task.
             noise: In training, the random stream of whatever is random; None for nothing.
-            depth: Branches that are run, all of them unless given.
         """
+        return self.logits(self.stream(tokens_BT, losses, noise))
+
+    def stream(
+        self,
+        tokens_BT: Tensor,
+        losses: list[Tensor] | None = None,
+        noise: Generator | None = None,
+        depth: int | None = None,
+    ) -> Tensor:
+        """The stream x_BTD that is read out, after the first `depth` branches or all of them."""
         x_BTD = self._embed(tokens_BT)
         ctx = Ctx(x_BTD, losses=[] if losses is None else losses, noise=noise)
-        x_BTD = self.stack(x_BTD, ctx, depth)
-        return self._logits(x_BTD[:, self.pauses :: 1 + self.pauses])
+        return self.stack(x_BTD, ctx, depth)[:, self.pauses :: 1 + self.pauses]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What is read out of the stream, any leading axes."""
+        architecture, x = self.architecture, self.final_norm(x)
+        if architecture["readout"] == "code":
+            x = self.decoder(x)
+        if architecture["embedding_rank"]:
+            x = self.lower(x)
+        tied = architecture["tie_embeddings"]
+        logits = F.linear(x, self.embedding.weight if tied else self.readout.weight)
+        if architecture["logit_multiplier"] != 1:
+            logits = logits * architecture["logit_multiplier"]
+        cap = architecture["soft_cap"]
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def start(self, batch: int, context: int = 64) -> Decoding:
         """The decode state before the first token.
@@ -123,17 +145,23 @@ class Model(nn.Module):
             raise ValueError("a block of this model looks ahead, so it cannot decode")
         return Decoding(self.stack.init_state(batch, context * (1 + self.pauses)), context)
 
-    def step(self, token_B: Tensor, decoding: Decoding, depth: int | None = None) -> Tensor:
+    def step(self, token_B: Tensor, decoding: Decoding) -> Tensor:
         """Logits_BV after one more token; `decoding` moves on by one."""
-        if decoding.seen == decoding.context:
-            self.grow(decoding, 2 * decoding.context)
-        inputs_BTD = self._embed(token_B[:, None])
-        first = decoding.seen * (1 + self.pauses)
-        for place, x_BD in enumerate(inputs_BTD.unbind(1), start=first):
+        return self.logits(self.advance(token_B[:, None], decoding))[:, 0]
+
+    def advance(self, tokens_BT: Tensor, decoding: Decoding, depth: int | None = None) -> Tensor:
+        """`stream` for more tokens behind those that `decoding` has met; it moves on."""
+        wanted = decoding.seen + tokens_BT.shape[1]
+        if wanted > decoding.context:
+            self.grow(decoding, max(wanted, 2 * decoding.context))
+        outputs, place = [], decoding.seen * (1 + self.pauses)
+        for x_BD in self._embed(tokens_BT).unbind(1):
             ctx = Ctx(embedding=x_BD, position=place, seen=place)
             y_BD, decoding.state = self.stack.step(x_BD, decoding.state, ctx, depth)
-        decoding.seen += 1
-        return self._logits(y_BD)
+            outputs.append(y_BD)
+            place += 1
+        decoding.seen = wanted
+        return torch.stack(outputs[self.pauses :: 1 + self.pauses], 1)
 
     def grow(self, decoding: Decoding, context: int) -> None:
         """Make room for `context` tokens; what was met is kept."""
@@ -173,16 +201,3 @@ class Model(nn.Module):
             pause_BTPD = self.pause.expand(*x_BTD.shape[:2], -1, -1)
             x_BTD = torch.cat((x_BTD[:, :, None], pause_BTPD), 2).flatten(1, 2)
         return x_BTD
-
-    def _logits(self, x: Tensor) -> Tensor:
-        architecture, x = self.architecture, self.final_norm(x)
-        if architecture["readout"] == "code":
-            x = self.decoder(x)
-        if architecture["embedding_rank"]:
-            x = self.lower(x)
-        tied = architecture["tie_embeddings"]
-        logits = F.linear(x, self.embedding.weight if tied else self.readout.weight)
-        if architecture["logit_multiplier"] != 1:
-            logits = logits * architecture["logit_multiplier"]
-        cap = architecture["soft_cap"]
-        return cap * torch.tanh(logits / cap) if cap else logits
