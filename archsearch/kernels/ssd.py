@@ -22,11 +22,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from archsearch.kernels.decays import Levels, Products, products, products_grad
+from archsearch.kernels.precision import in_full
 
 CHUNK = 64
 """Longest chunk, a power of 2. It has no effect on values."""
 
 
+@in_full
 def ssd(
     x_BTHP: Tensor, dt_BTH: Tensor, a_BTH: Tensor, B_BTGN: Tensor, C_BTGN: Tensor, D_H: Tensor
 ) -> Tensor:
