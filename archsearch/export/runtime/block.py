@@ -5,11 +5,13 @@ Shapes: B batch, T time, D model width.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Ctx:
     """Index of the first token of the input in its sequence; or of each token, position_BT, where
     the input leaves some of the sequence out."""
     seen: int = 0
-    """Tokens that the decode state has met (`step` alone)."""
+    """Tokens that the decode state has met (`step` and `prefill` alone)."""
     use: int = 0
     """How often the weights were used before in this forward pass (shared blocks)."""
     losses: list[Tensor] = field(default_factory=list)
@@ -82,6 +84,23 @@ class Block(nn.Module):
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
         """The branch for one token, after `ctx.seen` others; `state` may be changed in place."""
         raise NotImplementedError
+
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        """`step` for several tokens at once; a block that can do better than one by one says how.
+
+        `ctx` has the embeddings of all of them and the position of the first, or of each.
+        """
+        if not state:
+            return self.forward(x_BTD, ctx), state
+        outputs = []
+        for i, x_BD in enumerate(x_BTD.unbind(1)):
+            at = ctx.position
+            at = at + i if isinstance(at, int) else at[:, i : i + 1]
+            embedding_BD, seen = ctx.embedding[:, i], ctx.seen + i
+            own = dataclasses.replace(ctx, embedding=embedding_BD, position=at, seen=seen)
+            y_BD, state = self.step(x_BD, state, own)
+            outputs.append(y_BD)
+        return torch.stack(outputs, 1), state
 
 
 class Wrapper(Block):

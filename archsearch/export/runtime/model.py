@@ -154,14 +154,15 @@ class Model(nn.Module):
         wanted = decoding.seen + tokens_BT.shape[1]
         if wanted > decoding.context:
             self.grow(decoding, max(wanted, 2 * decoding.context))
-        outputs, place = [], decoding.seen * (1 + self.pauses)
-        for x_BD in self._embed(tokens_BT).unbind(1):
-            ctx = Ctx(embedding=x_BD, position=place, seen=place)
-            y_BD, decoding.state = self.stack.step(x_BD, decoding.state, ctx, depth)
-            outputs.append(y_BD)
-            place += 1
+        x_BTD, place = self._embed(tokens_BT), decoding.seen * (1 + self.pauses)
         decoding.seen = wanted
-        return torch.stack(outputs[self.pauses :: 1 + self.pauses], 1)
+        if x_BTD.shape[1] == 1:
+            ctx = Ctx(x_BTD[:, 0], position=place, seen=place)
+            y_BD, decoding.state = self.stack.step(x_BTD[:, 0], decoding.state, ctx, depth)
+            return y_BD[:, None]
+        ctx = Ctx(x_BTD, position=place, seen=place)
+        y_BTD, decoding.state = self.stack.prefill(x_BTD, decoding.state, ctx, depth)
+        return y_BTD[:, self.pauses :: 1 + self.pauses]
 
     def grow(self, decoding: Decoding, context: int) -> None:
         """Make room for `context` tokens; what was met is kept."""

@@ -49,6 +49,11 @@ class Branch(nn.Module):
         y_BD, state = self.block.step(self._in(x_BD), state, ctx)
         return self._out(y_BD), state
 
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        """The outputs for several tokens, and the state behind them."""
+        y_BTD, state = self.block.prefill(self._in(x_BTD), state, ctx)
+        return self._out(y_BTD), state
+
     def _in(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.place in ("pre", "sandwich") else x
 
@@ -95,6 +100,7 @@ class Node(NamedTuple):
 
 
 Run = Callable[[int, Node, Tensor, Ctx], Tensor]
+Go = Callable[[Branch, Tensor, State, Ctx], tuple[Tensor, State]]
 
 
 class Stack(nn.Module):
@@ -141,20 +147,38 @@ class Stack(nn.Module):
         self, x_BD: Tensor, state: State, ctx: Ctx, depth: int | None = None
     ) -> tuple[Tensor, State]:
         """`forward` for one token."""
-        parts = _parts(state)
-
-        def run(index: int, node: Node, x: Tensor, own: Ctx) -> Tensor:
-            y, parts[index] = node.branch.step(x, parts.get(index, {}), own)
-            return y
-
-        return self._walk(x_BD, ctx, run, depth), _joined(parts)
+        return self._onward(x_BD, state, ctx, Branch.step, depth)
 
     def step_each(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[list[Tensor], State]:
         """`each` for one token."""
+        return self._onward_each(x_BD, state, ctx, Branch.step)
+
+    def prefill(
+        self, x_BTD: Tensor, state: State, ctx: Ctx, depth: int | None = None
+    ) -> tuple[Tensor, State]:
+        """`step` for several tokens at once."""
+        return self._onward(x_BTD, state, ctx, Branch.prefill, depth)
+
+    def prefill_each(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[list[Tensor], State]:
+        """`step_each` for several tokens at once."""
+        return self._onward_each(x_BTD, state, ctx, Branch.prefill)
+
+    def _onward(
+        self, x: Tensor, state: State, ctx: Ctx, go: Go, depth: int | None
+    ) -> tuple[Tensor, State]:
+        parts = _parts(state)
+
+        def run(index: int, node: Node, x: Tensor, own: Ctx) -> Tensor:
+            y, parts[index] = go(node.branch, x, parts.get(index, {}), own)
+            return y
+
+        return self._walk(x, ctx, run, depth), _joined(parts)
+
+    def _onward_each(self, x: Tensor, state: State, ctx: Ctx, go: Go) -> tuple[list[Tensor], State]:
         parts, outputs = _parts(state), []
         for index, node in enumerate(self.nodes):
-            y_BD, parts[index] = node.branch.step(x_BD, parts.get(index, {}), _used(ctx, node))
-            outputs.append(y_BD)
+            y, parts[index] = go(node.branch, x, parts.get(index, {}), _used(ctx, node))
+            outputs.append(y)
         return outputs, _joined(parts)
 
     def _walk(self, x: Tensor, ctx: Ctx, run: Run, depth: int | None) -> Tensor:
