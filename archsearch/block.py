@@ -6,6 +6,7 @@ Shapes: B batch, T time, D model width.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -100,7 +101,7 @@ class Ctx:
     """Index of the first token of the input in its sequence; or of each token, position_BT, where
     the input leaves some of the sequence out."""
     seen: int = 0
-    """Tokens that the decode state has met (`step` alone)."""
+    """Tokens that the decode state has met (`step` and `prefill` alone)."""
     use: int = 0
     """How often the weights were used before in this forward pass (shared blocks)."""
     losses: list[Tensor] = field(default_factory=list)
@@ -124,8 +125,9 @@ class Block(nn.Module):
         register: False for a class that no space can name: a common base, or a test double.
 
     A subclass brings `Config`, `roles`, `__init__(width, config)`, `forward`, `init_state`, `step`,
-    `cost` and `oracle`; `check` where not every width or parameter goes with every other. The
-    contract suite in `archsearch.testing` then holds it to all of them.
+    `cost` and `oracle`; `check` where not every width or parameter goes with every other, `prefill`
+    where that is faster than steps. The contract suite in `archsearch.testing` then holds it to all
+    of them.
     """
 
     info: ClassVar[BlockInfo]
@@ -185,6 +187,23 @@ class Block(nn.Module):
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
         """The branch for one token, after `ctx.seen` others; `state` may be changed in place."""
         raise NotImplementedError
+
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        """`step` for several tokens at once; a block that can do better than one by one says how.
+
+        `ctx` has the embeddings of all of them and the position of the first, or of each.
+        """
+        if not state:
+            return self.forward(x_BTD, ctx), state
+        outputs = []
+        for i, x_BD in enumerate(x_BTD.unbind(1)):
+            at = ctx.position
+            at = at + i if isinstance(at, int) else at[:, i : i + 1]
+            embedding_BD, seen = ctx.embedding[:, i], ctx.seen + i
+            own = dataclasses.replace(ctx, embedding=embedding_BD, position=at, seen=seen)
+            y_BD, state = self.step(x_BD, state, own)
+            outputs.append(y_BD)
+        return torch.stack(outputs, 1), state
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         """What `forward` must equal, its losses too: the paper's equations, naive, any dtype."""

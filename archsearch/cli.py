@@ -60,6 +60,18 @@ class Parametrisation(Enum):
     sp = "sp"
 
 
+class Format(Enum):
+    """How a model is written."""
+
+    auto = "auto"
+    yaml = "yaml"
+    hf = "hf"
+    native = "native"
+    gguf = "gguf"
+    pattern = "pattern"
+    torch = "torch"
+
+
 class Control(Enum):
     """What a search may be compared with."""
 
@@ -510,31 +522,41 @@ def schema() -> None:
 
 @app.command()
 def export(
-    run: RunArg,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A run, a directory of `archsearch scale`, or a space of one member: a file or a "
+            "name."
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="Directory to write.")],
-    trial: Annotated[str, typer.Option(help="Index of a trial, or best.")] = "best",
-    force: Annotated[bool, typer.Option(help="Replace a directory that is not empty.")] = False,
+    kind: Annotated[
+        Format, typer.Option("--format", help="By default yaml for a run, hf for models of text.")
+    ] = Format.auto,
+    trial: Annotated[
+        str, typer.Option(help="Of a run: index of a trial, best, or front for all of it.")
+    ] = "best",
+    task: Annotated[
+        str | None, typer.Option(help="Of a run: whose weights; those of the first by default.")
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="Of a model of text: byte, or its tokenizer.json.")
+    ] = "byte",
+    force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
 ) -> None:
-    """Write the best model of a run: model.yaml, config.json and weights."""
-    from archsearch.export import export as write
-    from archsearch.report.session import pick
+    """Write a model for other tools; what is written is loaded and compared before it counts.
 
-    record = pick(_study(run, storage), trial)
-    weights = Path(run) / "weights" / record.genome.key
-    write(record.genome, weights, target, force=force)
-    console.print(f"wrote {target}: {record.genome.text()}", markup=False, soft_wrap=True)
-    if not (weights / "tasks.json").is_file():
-        console.print(
-            "without weights: a run keeps those of its front and finalists, on the machine that "
-            "trained them"
-        )
+    yaml: the genome, and weights per task. hf: a directory for transformers. torch: one Python
+    file. native, gguf, pattern: what other programs know, where the architecture fits.
+    """
+    from archsearch.report.export import Asked, export_other, export_run
+
+    asked = Asked(format=kind.value, task=task, tokenizer=tokenizer, force=force)
+    if (Path(source) / "space.yaml").is_file():
+        export_run(_study(source, storage), Path(source), trial, target, asked, console)
     else:
-        console.print(
-            f"next: python -c \"import archsearch; print(archsearch.load('{target}'))\"",
-            markup=False,
-            soft_wrap=True,
-        )
+        export_other(source, target, asked, console)
 
 
 @app.command()

@@ -132,6 +132,24 @@ class Model(nn.Module):
         decoding.position += 1
         return self._logits(y_BD)
 
+    def prefill(self, tokens_BT: Tensor, decoding: Decoding) -> Tensor:
+        """Logits_BTV after more tokens at once; `decoding` moves on behind them.
+
+        Raises:
+            BlockError: if they are more than the context that `start` was told of leaves.
+        """
+        wanted = decoding.position + tokens_BT.shape[1]
+        if wanted > decoding.context:
+            raise BlockError(
+                f"{wanted} tokens are more than the context of {decoding.context}; start with more"
+            )
+        x_BTD = self._paused(self._embed(tokens_BT))
+        at = decoding.position * (1 + self.genome.pause_tokens)
+        ctx = Ctx(embedding=x_BTD, position=at, seen=at)
+        x_BTD, decoding.state = self.stack.prefill(x_BTD, decoding.state, ctx)
+        decoding.position = wanted
+        return self._logits(self._answers(x_BTD))
+
     @torch.no_grad()
     def init(self, generator: Generator) -> Model:
         """Start every weight from an explicit random stream, as its role says."""

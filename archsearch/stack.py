@@ -80,6 +80,11 @@ class Branch(nn.Module):
         y_BD, state = self.block.step(self._in(x_BD), state, ctx)
         return self._out(y_BD), state
 
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        """The outputs for several tokens, and the state behind them."""
+        y_BTD, state = self.block.prefill(self._in(x_BTD), state, ctx)
+        return self._out(y_BTD), state
+
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         """The output by the block's oracle."""
         return self._out(self.block.oracle(self._in(x_BTD), ctx))
@@ -108,6 +113,7 @@ class _Node:
 
 
 Run = Callable[[_Node, Tensor, Ctx], Tensor]
+Go = Callable[[Branch, Tensor, State, Ctx], tuple[Tensor, State]]
 
 
 class Stack(Inner):
@@ -171,22 +177,35 @@ class Stack(Inner):
 
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
         """`forward` for one token."""
-        parts = _parts(state)
-
-        def run(node: _Node, x: Tensor, ctx: Ctx) -> Tensor:
-            y, parts[node.index] = self._branch(node).step(x, parts.get(node.index, {}), ctx)
-            return y
-
-        y_BD = deque(self._walk(x_BD, ctx, run), maxlen=1)[0]
-        return y_BD, _joined(parts)
+        return self._onward(x_BD, state, ctx, Branch.step)
 
     def step_each(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[list[Tensor], State]:
         """`each` for one token."""
+        return self._onward_each(x_BD, state, ctx, Branch.step)
+
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        """`step` for several tokens at once."""
+        return self._onward(x_BTD, state, ctx, Branch.prefill)
+
+    def prefill_each(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[list[Tensor], State]:
+        """`step_each` for several tokens at once."""
+        return self._onward_each(x_BTD, state, ctx, Branch.prefill)
+
+    def _onward(self, x: Tensor, state: State, ctx: Ctx, go: Go) -> tuple[Tensor, State]:
+        parts = _parts(state)
+
+        def run(node: _Node, x: Tensor, ctx: Ctx) -> Tensor:
+            y, parts[node.index] = go(self._branch(node), x, parts.get(node.index, {}), ctx)
+            return y
+
+        return deque(self._walk(x, ctx, run), maxlen=1)[0], _joined(parts)
+
+    def _onward_each(self, x: Tensor, state: State, ctx: Ctx, go: Go) -> tuple[list[Tensor], State]:
         parts, outputs = _parts(state), []
         for node in self.nodes:
             own = parts.get(node.index, {})
-            y_BD, parts[node.index] = self._branch(node).step(x_BD, own, _used(ctx, node))
-            outputs.append(y_BD)
+            y, parts[node.index] = go(self._branch(node), x, own, _used(ctx, node))
+            outputs.append(y)
         return outputs, _joined(parts)
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:

@@ -42,6 +42,14 @@ class Inner(nn.Module):
         """`each` for one token."""
         raise NotImplementedError
 
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        """`step` for several tokens at once."""
+        raise NotImplementedError
+
+    def prefill_each(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[list[Tensor], State]:
+        """`step_each` for several tokens at once."""
+        raise NotImplementedError
+
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         """What `forward` must equal."""
         raise NotImplementedError

@@ -23,6 +23,12 @@ def require_that_it_streams(model):
     decoding.state = {name: doubled(tensor) for name, tensor in decoding.state.items()}
     said_BTV = torch.stack([model.step(token_B, decoding) for token_B in tokens_BT.unbind(1)], 1)
     torch.testing.assert_close(said_BTV, logits_BTV, rtol=1e-6, atol=1e-6)
+    decoding = model.start(2, LENGTH)
+    decoding.state = {name: doubled(tensor) for name, tensor in decoding.state.items()}
+    parts = [
+        model.prefill(part_BT, decoding) for part_BT in tokens_BT.split([20, 1, LENGTH - 21], 1)
+    ]
+    torch.testing.assert_close(torch.cat(parts, 1), logits_BTV, rtol=1e-6, atol=1e-6)
 
 
 def around(name):

@@ -231,7 +231,7 @@ def test_a_run_without_a_finished_trial(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [("show", "runs/nowhere"), ("export", "tiny.yaml", "out"), ("dashboard", ".")]
+    "command", [("show", "runs/nowhere"), ("show", "tiny.yaml"), ("dashboard", ".")]
 )
 def test_a_place_without_a_run(here, command):
     words = [f"{command[1]} is no run directory", "runs/tiny"]

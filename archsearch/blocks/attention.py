@@ -25,7 +25,7 @@ from archsearch.block import Block, Ctx, Role, State, divisors, ones, require, z
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
 from archsearch.kernels.rope import rope
-from archsearch.kernels.softmax_attention import attend, pairs, recall
+from archsearch.kernels.softmax_attention import attend, pairs, recall, recall_all
 
 
 class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
@@ -87,6 +87,10 @@ class Attention(Block, name="attention", kind="mixer", paper="1706.03762"):
         q_BTHK, k_BTGK, v_BTGK = self._project(x_BD[:, None], ctx.position)
         y_BHK = recall(q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0], state, ctx.seen)
         return self.out(y_BHK.flatten(-2)), state
+
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        y_BTHK = recall_all(*self._project(x_BTD, ctx.position), state, ctx.seen)
+        return self.out(y_BTHK.flatten(-2)), state
 
     def _project(self, x_BTD: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(x_BTD).unflatten(-1, (-1, self.head_width))

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -34,8 +35,9 @@ from torch.nn import functional as F
 from archsearch.block import Block, Ctx, Role, State, divisors, ones, require
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
-from archsearch.kernels.chunked_recurrence import border_states, unit_solve
+from archsearch.kernels.chunked_recurrence import border_states, states_after, unit_solve
 from archsearch.kernels.conv_silu import conv_silu
+from archsearch.kernels.precision import in_full
 from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
 CHUNK = 32
@@ -126,6 +128,14 @@ class GatedDeltaNet(Block, name="gated_deltanet", kind="mixer", paper="2412.0646
         y_BHV = (q_BHK[:, :, None] @ S_BHKV)[:, :, 0]
         return self._out(y_BHV, z_BE), {"conv": seen_BCK[..., 1:], "memory": S_BHKV}
 
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        qkv_BTC, z_BTE, b_BTH, a_BTH = self.in_proj(x_BTD).split(self.rows, -1)
+        seen_BCT = torch.cat((state["conv"], qkv_BTC.mT), -1)
+        given = *self._heads(F.silu(self.conv1d(seen_BCT)).mT), *self._strengths(b_BTH, a_BTH)
+        y_BTHV, S_BHKV = gated_delta_rule_after(*given, state["memory"])
+        after = {"conv": seen_BCT[..., x_BTD.shape[1] :], "memory": S_BHKV}
+        return self._out(y_BTHV, z_BTE), after
+
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys of length 1 (queries scaled) and values, by head, in at least fp32."""
         exact = torch.promote_types(qkv.dtype, torch.float32)
@@ -215,6 +225,7 @@ class GatedDeltaNet(Block, name="gated_deltanet", kind="mixer", paper="2412.0646
         require(GatedDeltaNet.info, "head_dim", config.head_dim, legal, why)
 
 
+@in_full
 def gated_delta_rule(
     q_BTGK: Tensor, k_BTGK: Tensor, v_BTHV: Tensor, log_a_BTH: Tensor, beta_BTH: Tensor
 ) -> Tensor:
@@ -232,6 +243,31 @@ def gated_delta_rule(
     Returns:
         y_BTHV.
     """
+    return _delta_rule(q_BTGK, k_BTGK, v_BTHV, log_a_BTH, beta_BTH, None)[0]
+
+
+@in_full
+def gated_delta_rule_after(
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    log_a_BTH: Tensor,
+    beta_BTH: Tensor,
+    S_BHKV: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`gated_delta_rule` that begins with a state: y_BTHV, and the state that it ends with."""
+    return _delta_rule(q_BTGK, k_BTGK, v_BTHV, log_a_BTH, beta_BTH, S_BHKV)
+
+
+def _delta_rule(
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    log_a_BTH: Tensor,
+    beta_BTH: Tensor,
+    start_BHKV: Any,
+) -> tuple[Tensor, Any]:
+    """The outputs and, if a state to start from is given, the state that they end with."""
     (time, _, K), V = q_BTGK.shape[1:], v_BTHV.shape[-1]
     chunks, Q = _chunks(time)
     if tail := chunks * Q - time:
@@ -252,9 +288,9 @@ def gated_delta_rule(
     overlap_BIHQQ = _per_head(k_BIGQK @ k_BIGQK.mT, decay_BIHQQ * beta_BIHQ1)
     weight_BIHQQ = _per_head(q_BIGQK @ k_BIGQK.mT, decay_BIHQQ)
     written_BIHQF = v_BIHQV * beta_BIHQ1
-    if chunks == 1:
+    if chunks == 1 and start_BHKV is None:
         y_BIHQV = weight_BIHQQ @ unit_solve(overlap_BIHQQ, written_BIHQF)
-        return y_BIHQV.transpose(2, 3).flatten(1, 2)
+        return y_BIHQV.transpose(2, 3).flatten(1, 2), None
     read_BIHQK = _per_head(k_BIGQK, since_BIHQ1 * beta_BIHQ1)
     solved_BIHQF = unit_solve(overlap_BIHQQ, torch.cat((written_BIHQF, read_BIHQK), -1))
     U_BIHQV, W_BIHQK = solved_BIHQF.split([V, K], -1)
@@ -262,11 +298,14 @@ def gated_delta_rule(
     kept_BIHQK = _per_head(k_BIGQK, (last_BIH1 - sum_BIHQ).exp()[..., None])
     N_BIHKV, lost_BIHKK = (kept_BIHQK.mT @ solved_BIHQF).split([V, K], -1)
     M_BIHKK = torch.diag_embed(last_BIH1.exp().expand(-1, -1, -1, K)) - lost_BIHKK
-    starts_BIHKV = border_states(M_BIHKK[:, :-1], N_BIHKV[:, :-1])
+    if start_BHKV is None:
+        starts_BIHKV, end_BHKV = border_states(M_BIHKK[:, :-1], N_BIHKV[:, :-1]), None
+    else:
+        starts_BIHKV, end_BHKV = states_after(M_BIHKK, N_BIHKV, start_BHKV)
     reads_BIHFK = torch.cat((_per_head(q_BIGQK, since_BIHQ1), W_BIHQK), -2)
     carried_BIHQV, known_BIHQV = (reads_BIHFK @ starts_BIHKV).split(Q, -2)
     y_BIHQV = carried_BIHQV + weight_BIHQQ @ (U_BIHQV - known_BIHQV)
-    return y_BIHQV.transpose(2, 3).flatten(1, 2)[:, :time]
+    return y_BIHQV.transpose(2, 3).flatten(1, 2)[:, :time], end_BHKV
 
 
 def _per_head(x_BIGQ: Tensor, factor_BIHQ: Tensor) -> Tensor:

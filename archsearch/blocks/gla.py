@@ -40,7 +40,8 @@ from archsearch.block import Block, Ctx, Role, State, divisors, fan_in, ones, re
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
 from archsearch.kernels.conv_silu import conv_silu
-from archsearch.kernels.ssd import flops, ssd
+from archsearch.kernels.precision import in_full
+from archsearch.kernels.ssd import flops, ssd, ssd_after
 from archsearch.layers.initialisers import draw_conv
 
 CHUNK = 32
@@ -145,6 +146,27 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
         a_BHK1 = self._log_decay(x_BD).exp()[..., None]
         after["memory"] = S_BHKV = torch.addcmul(added_BHKV, state["memory"], a_BHK1)
         return self._out((q_BHK[:, :, None] @ S_BHKV)[:, :, 0], z_BE), after
+
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        qkv_BTC, z_BTE = self.in_proj(x_BTD).tensor_split([sum(self.rows)], -1)
+        after = {}
+        if self.config.conv:
+            seen_BCT = torch.cat((state["conv"], qkv_BTC.mT), -1)
+            qkv_BTC, after["conv"] = (
+                F.silu(self.conv1d(seen_BCT)).mT,
+                seen_BCT[..., len(x_BTD[0]) :],
+            )
+        q_BTHK, k_BTHK, v_BTHV = self._heads(qkv_BTC)
+        log_a, S_BHKV = self._log_decay(x_BTD), state["memory"]
+        if self.config.decay == "channel":
+            y_BTHV, S_BHKV = gated_attention_after(q_BTHK, k_BTHK, v_BTHV, log_a, S_BHKV)
+        else:
+            a_BTH = log_a[..., 0].exp().expand(v_BTHV.shape[:-1])
+            one_BTH, no_H = torch.ones_like(a_BTH), a_BTH.new_zeros(self.heads)
+            given = v_BTHV, one_BTH, a_BTH, k_BTHK, q_BTHK, no_H, S_BHKV.mT
+            y_BTHV, S_BHVK = ssd_after(*given)
+            S_BHKV = S_BHVK.mT
+        return self._out(y_BTHV, z_BTE), after | {"memory": S_BHKV}
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (scaled), keys and values by head, in at least fp32."""
@@ -259,6 +281,7 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
         require(GLA.info, "head_dim", config.head_dim, legal, why)
 
 
+@in_full
 def gated_linear_attention(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_a_BTHK: Tensor
 ) -> Tensor:
@@ -292,6 +315,20 @@ def gated_linear_attention(
         carried_BIHQV = read_BIHQK @ torch.stack(starts, 1)
         y_BIHQV = torch.cat((y_BIHQV[:, :1], y_BIHQV[:, 1:] + carried_BIHQV), 1)
     return y_BIHQV.transpose(2, 3).flatten(1, 2)[:, :time]
+
+
+@in_full
+def gated_attention_after(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_a_BTHK: Tensor, S_BHKV: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`gated_linear_attention` after a state: y_BTHV, and the state that it ends with."""
+    y_BTHV = gated_linear_attention(q_BTHK, k_BTHK, v_BTHV, log_a_BTHK)
+    since_BTHK = log_a_BTHK.cumsum(1)
+    left_BTHK = k_BTHK * (since_BTHK[:, -1:] - since_BTHK).exp()
+    read_BTHV = torch.einsum("bthk,bhkv->bthv", q_BTHK * since_BTHK.exp(), S_BHKV)
+    added_BHKV = torch.einsum("bthk,bthv->bhkv", left_BTHK, v_BTHV)
+    S_BHKV = torch.addcmul(added_BHKV, S_BHKV, since_BTHK[:, -1, ..., None].exp())
+    return y_BTHV + read_BTHV, S_BHKV
 
 
 def _within(q_BIHQK: Tensor, k_BIHQK: Tensor, v_BIHQV: Tensor, sum_BIHQK: Tensor) -> Tensor:

@@ -138,6 +138,18 @@ class Hyena(Block, name="hyena", kind="mixer", paper="2302.10866"):
         y_BD = self.out_proj(((long_BD + self.bias * v_BD) * x2_BD).to(x_BD.dtype))
         return y_BD, {"conv": seen_BCK[..., 1:], "inputs": state["inputs"]}
 
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        time, seen = x_BTD.shape[1], ctx.seen
+        u_BCT = torch.cat((state["conv"], self.in_proj(x_BTD).mT), -1)
+        v_BDT, x1_BDT, x2_BDT = self.short_filter(u_BCT).chunk(3, 1)
+        v_BDT = v_BDT * x1_BDT
+        state["inputs"][:, seen : seen + time] = v_BDT.mT
+        all_BDT = state["inputs"][:, : seen + time].mT
+        long_BDT = causal_convolution(all_BDT, self.filter(seen + time).T)[..., seen:]
+        y_BDT = torch.addcmul(long_BDT, v_BDT, self.bias[:, None]) * x2_BDT
+        y_BTD = self.out_proj(y_BDT.mT.to(x_BTD.dtype))
+        return y_BTD, {"conv": u_BCT[..., time:], "inputs": state["inputs"]}
+
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         K, span = self.short_filter.kernel_size[0], self.filter.span
         conv_CK, bias_C = self.short_filter.weight[:, 0], bias_of(self.short_filter)

@@ -18,6 +18,7 @@ Shapes: B batch, T time, D model width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -77,16 +78,28 @@ class Loop(Wrapper, name="loop", kind="wrapper", paper="1807.03819", wraps="chai
         }
 
     def step(self, x_BD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        return self._onward(x_BD, state, ctx, self.inner.step)
+
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        return self._onward(x_BTD, state, ctx, self.inner.prefill)
+
+    def _onward(
+        self,
+        x: Tensor,
+        state: State,
+        ctx: Ctx,
+        go: Callable[[Tensor, State, Ctx], tuple[Tensor, State]],
+    ) -> tuple[Tensor, State]:
         after: State = {}
-        states, chances = [x_BD], []
+        states, chances = [x], []
         for n, embedding_D in enumerate(self.step_embedding.unbind(0)):
             prefix = f"{n}."
             own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
             chances.append(self.halt(states[-1]).sigmoid())
-            y_BD, own = self.inner.step(states[-1] + embedding_D, own, ctx)
-            states.append(y_BD)
+            y, own = go(states[-1] + embedding_D, own, ctx)
+            states.append(y)
             after |= {prefix + name: tensor for name, tensor in own.items()}
-        return _mean(self._weights(chances)[0], states[1:]) - x_BD, after
+        return _mean(self._weights(chances)[0], states[1:]) - x, after
 
     def _weights(self, chances: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """The weight of each step, and what pondering costs."""

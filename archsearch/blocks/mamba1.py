@@ -132,6 +132,17 @@ class Mamba1(Block, name="mamba1", kind="mixer", paper="2312.00752"):
         y_BD = self.out_proj((y_BE * F.silu(z_BE)).to(x_BD.dtype))
         return y_BD, {"conv": seen_BEK[..., 1:], "ssm": h_BEN}
 
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        x_BTE, z_BTE = self.in_proj(x_BTD).chunk(2, -1)
+        seen_BET = torch.cat((state["conv"], x_BTE.mT), -1)
+        x_TBE = F.silu(self.conv1d(seen_BET)).permute(2, 0, 1).contiguous()
+        dt_TBE, B_TBN, C_TBN = self._selected(x_TBE)
+        given = x_TBE.to(dt_TBE.dtype), dt_TBE, self.A_log, B_TBN, C_TBN, state["ssm"]
+        y_TBE, h_BEN = selective_scan_after(*given)
+        y_BTE = torch.addcmul(y_TBE, x_TBE, self.D).transpose(0, 1) * F.silu(z_BTE)
+        y_BTD = self.out_proj(y_BTE.to(x_BTD.dtype))
+        return y_BTD, {"conv": seen_BET[..., x_BTD.shape[1] :], "ssm": h_BEN}
+
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         (E, N), (R, *_), K = self.A_log.shape, self.split, self.conv1d.kernel_size[0]
         conv_EK, bias_E = self.conv1d.weight[:, 0], bias_of(self.conv1d)
@@ -193,6 +204,23 @@ def selective_scan(
     return _Scan.apply(x_TBE, dt_TBE, A_log_NE, B_TBN.contiguous(), C_TBN.contiguous())  # type: ignore[no-untyped-call]
 
 
+def selective_scan_after(
+    x_TBE: Tensor,
+    dt_TBE: Tensor,
+    A_log_EN: Tensor,
+    B_TBN: Tensor,
+    C_TBN: Tensor,
+    h_BEN: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan` that begins with a state: y_TBE, and the state that it ends with.
+
+    For decoding: without a gradient.
+    """
+    h_BNE, A_NE = h_BEN.mT.to(dt_TBE.dtype), -A_log_EN.T.to(dt_TBE.dtype).exp()
+    y_TBE, _, h_BNE = _scan(x_TBE, dt_TBE, A_NE, B_TBN, C_TBN, h_BNE)
+    return y_TBE, h_BNE.mT.to(h_BEN.dtype)
+
+
 class _Scan(torch.autograd.Function):
     """`selective_scan` with channels as the last axis, where every pass is contiguous."""
 
@@ -200,18 +228,9 @@ class _Scan(torch.autograd.Function):
     def forward(
         ctx: Any, x_TBE: Tensor, dt_TBE: Tensor, A_log_NE: Tensor, B_TBN: Tensor, C_TBN: Tensor
     ) -> Tensor:
-        (time, batch, E), A_NE = x_TBE.shape, -A_log_NE.exp()
-        y_TBE, dtx_TBE = torch.empty_like(x_TBE), dt_TBE * x_TBE
-        a_QBNE = x_TBE.new_empty(CHUNK, batch, len(A_NE), E)
-        h_QBNE = x_TBE.new_empty(CHUNK + 1, batch, len(A_NE), E)
-        h_QBNE[0] = 0
-        starts = []
-        for s in _chunks(time):
-            starts.append(h_QBNE[0].clone())
-            q = s.stop - s.start
-            _states(h_QBNE, a_QBNE, dt_TBE[s], A_NE, dtx_TBE[s], B_TBN[s])
-            y_TBE[s] = (C_TBN[s, :, None] @ h_QBNE[1 : q + 1])[:, :, 0]
-            h_QBNE[0] = h_QBNE[q]
+        A_NE = -A_log_NE.exp()
+        zero_BNE = x_TBE.new_zeros(x_TBE.shape[1], *A_NE.shape)
+        y_TBE, starts, _ = _scan(x_TBE, dt_TBE, A_NE, B_TBN, C_TBN, zero_BNE)
         ctx.save_for_backward(x_TBE, dt_TBE, A_NE, B_TBN, C_TBN, torch.stack(starts))
         return y_TBE
 
@@ -247,6 +266,26 @@ class _Scan(torch.autograd.Function):
                 gA_BNE.addcmul_(g_BNE, dt_BE[:, None])
         gdt_TBE.addcmul_(gdtx_TBE, x_TBE)
         return gdtx_TBE.mul_(dt_TBE), gdt_TBE, gA_BNE.sum(0), gB_TBN, gC_TBN
+
+
+@torch.no_grad()
+def _scan(
+    x_TBE: Tensor, dt_TBE: Tensor, A_NE: Tensor, B_TBN: Tensor, C_TBN: Tensor, h_BNE: Tensor
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The outputs from a first state, the state before each chunk, and the last one."""
+    time, batch, E = x_TBE.shape
+    y_TBE, dtx_TBE = torch.empty_like(x_TBE), dt_TBE * x_TBE
+    a_QBNE = x_TBE.new_empty(CHUNK, batch, len(A_NE), E)
+    h_QBNE = x_TBE.new_empty(CHUNK + 1, batch, len(A_NE), E)
+    h_QBNE[0] = h_BNE
+    starts = []
+    for s in _chunks(time):
+        starts.append(h_QBNE[0].clone())
+        q = s.stop - s.start
+        _states(h_QBNE, a_QBNE, dt_TBE[s], A_NE, dtx_TBE[s], B_TBN[s])
+        y_TBE[s] = (C_TBN[s, :, None] @ h_QBNE[1 : q + 1])[:, :, 0]
+        h_QBNE[0] = h_QBNE[q]
+    return y_TBE, starts, h_QBNE[0]
 
 
 def _states(

@@ -31,7 +31,7 @@ from archsearch.cost import Cost
 from archsearch.dims import choice, whole
 from archsearch.kernels.conv_silu import conv_silu
 from archsearch.kernels.gated_norm import gated_norm, gated_norm_ref
-from archsearch.kernels.ssd import flops, ssd
+from archsearch.kernels.ssd import flops, ssd, ssd_after
 from archsearch.layers.convolution import bias_of
 from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
@@ -127,6 +127,18 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         y_BHP = (ssm_BHPN @ C_BHN[..., None])[..., 0] + self.D[:, None] * x_BHP
         y_BE = gated_norm_ref(y_BHP.flatten(-2), z_BE, self.groups) * self.norm.weight
         return self.out_proj(y_BE), {"conv": seen_BCK[..., 1:], "ssm": ssm_BHPN}
+
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        z_BTE, xBC_BTC, dt_BTH = self.in_proj(x_BTD).split(self.split[0], -1)
+        seen_BCT = torch.cat((state["conv"], xBC_BTC.mT), -1)
+        x_BTE, B_BTC, C_BTC = F.silu(self.conv1d(seen_BCT)).mT.split(self.split[1], -1)
+        x_BTHP = x_BTE.unflatten(-1, (self.heads, -1))
+        B_BTGN, C_BTGN = (x.unflatten(-1, (self.groups, -1)) for x in (B_BTC, C_BTC))
+        dt_BTH = F.softplus(dt_BTH + self.dt_bias)
+        decay_BTH, ssm_BHPN = self._decay(dt_BTH), state["ssm"]
+        y_BTHP, ssm_BHPN = ssd_after(x_BTHP, dt_BTH, decay_BTH, B_BTGN, C_BTGN, self.D, ssm_BHPN)
+        y_BTE = gated_norm_ref(y_BTHP.flatten(-2), z_BTE, self.groups) * self.norm.weight
+        return self.out_proj(y_BTE), {"conv": seen_BCT[..., x_BTD.shape[1] :], "ssm": ssm_BHPN}
 
     def _decay(self, dt: Tensor) -> Tensor:
         a = (dt * -self.A_log.exp()).exp()

@@ -58,6 +58,10 @@ class Parallel(Wrapper, name="parallel", kind="wrapper", paper="2411.13676", wra
         outputs, state = self.inner.step_each(x_BD, state, ctx)
         return self._combined(x_BD, outputs), state
 
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        outputs, state = self.inner.prefill_each(x_BTD, state, ctx)
+        return self._combined(x_BTD, outputs), state
+
     def _combined(self, x: Tensor, outputs: list[Tensor]) -> Tensor:
         if self.combine == "norm":
             width = x.shape[-1:]

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -38,7 +38,8 @@ from torch.nn import functional as F
 from archsearch.block import Block, Ctx, Init, Role, State, divisors, ones, require, zeros
 from archsearch.cost import Cost
 from archsearch.dims import whole
-from archsearch.kernels.chunked_recurrence import border_states, unit_solve
+from archsearch.kernels.chunked_recurrence import border_states, states_after, unit_solve
+from archsearch.kernels.precision import in_full
 
 CHUNK = 32
 """Longest chunk. It has no effect on values; at 32 a factor of a decay is at most e^10."""
@@ -172,6 +173,12 @@ class RWKV7(Block, name="rwkv7", kind="mixer", paper="2503.14456"):
         y_BHV = (heads.r[:, :, None] @ S_BHKV)[:, :, 0]
         return self._out(y_BHV, heads, g_BD), {"before": x_BD, "memory": S_BHKV}
 
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        before_BTD = torch.cat((state["before"][:, None], x_BTD[:, :-1]), 1)
+        heads, g_BTD = self._project(x_BTD, before_BTD)
+        y_BTHV, S_BHKV = weighted_delta_rule_after(heads, state["memory"])
+        return self._out(y_BTHV, heads, g_BTD), {"before": x_BTD[:, -1], "memory": S_BHKV}
+
     def _project(self, x: Tensor, before: Tensor) -> tuple[Heads, Tensor]:
         """All that the heads need, and the gate."""
         change = before - x
@@ -255,12 +262,24 @@ class RWKV7(Block, name="rwkv7", kind="mixer", paper="2503.14456"):
         require(RWKV7.info, "head_dim", config.head_dim, divisors(width), why)
 
 
+@in_full
 def weighted_delta_rule(heads: Heads) -> Tensor:
     """y_t = S_t^T r_t with S_t = (diag(w_t) - gone_t kap_t^T) S_(t-1) + k_t v_t^T and S_(-1) = 0.
 
     Returns:
         y_BTHV.
     """
+    return _delta_rule(heads, None)[0]
+
+
+@in_full
+def weighted_delta_rule_after(heads: Heads, S_BHKV: Tensor) -> tuple[Tensor, Tensor]:
+    """`weighted_delta_rule` that begins with a state: y_BTHV, and the state that it ends with."""
+    return _delta_rule(heads, S_BHKV)
+
+
+def _delta_rule(heads: Heads, start_BHKV: Any) -> tuple[Tensor, Any]:
+    """The outputs and, if a state to start from is given, the state that they end with."""
     time, K, V = heads.r.shape[1], heads.r.shape[-1], heads.v.shape[-1]
     chunks, Q = _chunks(time)
     if tail := chunks * Q - time:
@@ -276,9 +295,9 @@ def weighted_delta_rule(heads: Heads) -> Tensor:
     kap_gone_BIHQQ, kap_k_BIHQQ = kap_BIHQP.split(Q, -1)
     r_gone_BIHQQ, r_k_BIHQQ = r_BIHQP.split(Q, -1)
     known_BIHQV = kap_k_BIHQQ @ v_BIHQV
-    if chunks == 1:
+    if chunks == 1 and start_BHKV is None:
         y_BIHQV = r_k_BIHQQ @ v_BIHQV - r_gone_BIHQQ @ unit_solve(kap_gone_BIHQQ, known_BIHQV)
-        return y_BIHQV.transpose(2, 3).flatten(1, 2)
+        return y_BIHQV.transpose(2, 3).flatten(1, 2), None
     kap_BIHQK, r_BIHQK = (reads_BIHPK * middle_BIH1K.exp()).split(Q, -2)
     solved_BIHQF = unit_solve(kap_gone_BIHQQ, torch.cat((known_BIHQV, kap_BIHQK), -1))
     U_BIHQV, W_BIHQK = solved_BIHQF.split([V, K], -1)
@@ -287,11 +306,14 @@ def weighted_delta_rule(heads: Heads) -> Tensor:
     removed_BIHKV, lost_BIHKK = (gone_BIHQK.mT @ solved_BIHQF).split([V, K], -1)
     M_BIHKK = torch.diag_embed(last_BIH1K.squeeze(-2).exp()) - lost_BIHKK
     N_BIHKV = k_BIHQK.mT @ v_BIHQV - removed_BIHKV
-    starts_BIHKV = border_states(M_BIHKK[:, :-1], N_BIHKV[:, :-1])
+    if start_BHKV is None:
+        starts_BIHKV, end_BHKV = border_states(M_BIHKK[:, :-1], N_BIHKV[:, :-1]), None
+    else:
+        starts_BIHKV, end_BHKV = states_after(M_BIHKK, N_BIHKV, start_BHKV)
     carried_BIHPV = torch.cat((W_BIHQK, r_BIHQK), -2) @ starts_BIHKV
     more_BIHQV, y_BIHQV = carried_BIHPV.split(Q, -2)
     y_BIHQV = y_BIHQV + r_k_BIHQQ @ v_BIHQV - r_gone_BIHQQ @ (U_BIHQV + more_BIHQV)
-    return y_BIHQV.transpose(2, 3).flatten(1, 2)[:, :time]
+    return y_BIHQV.transpose(2, 3).flatten(1, 2)[:, :time], end_BHKV
 
 
 def _since(chunked: Heads, sum_BIHQK: Tensor) -> tuple[Tensor, Tensor]:

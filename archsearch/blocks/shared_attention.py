@@ -30,7 +30,7 @@ from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
 from archsearch.kernels.rms_norm import RMSNorm
 from archsearch.kernels.rope import rope
-from archsearch.kernels.softmax_attention import attend, recall
+from archsearch.kernels.softmax_attention import attend, recall, recall_all
 
 
 class LoRA(nn.Module):
@@ -117,6 +117,11 @@ class SharedAttention(
         q, k, v = self._project(x_BD[:, None], embedding_BTD, ctx.position, ctx.use)
         y_BHK = recall(q[:, 0], k[:, 0], v[:, 0], state, ctx.seen, scale=self.scale)
         return self._feed_forward(y_BHK.flatten(-2), ctx.use), state
+
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        q, k, v = self._project(x_BTD, ctx.embedding, ctx.position, ctx.use)
+        y_BTHK = recall_all(q, k, v, state, ctx.seen, scale=self.scale)
+        return self._feed_forward(y_BTHK.flatten(-2), ctx.use), state
 
     def _project(
         self, x_BTD: Tensor, embedding_BTD: Tensor, position: int | Tensor, use: int

@@ -64,6 +64,12 @@ class ShortConv(Block, name="short_conv", kind="mixer", paper="2511.23404"):
         y_BE = C_BE * (seen_BEK * self.conv.weight[:, 0]).sum(-1)
         return self.out_proj(y_BE), {"conv": seen_BEK[..., 1:]}
 
+    def prefill(self, x_BTD: Tensor, state: State, ctx: Ctx) -> tuple[Tensor, State]:
+        B_BTE, C_BTE, x_BTE = self.in_proj(x_BTD).chunk(3, -1)
+        seen_BET = torch.cat((state["conv"], (B_BTE * x_BTE).mT), -1)
+        y_BTD = self.out_proj(C_BTE * self.conv(seen_BET).mT)
+        return y_BTD, {"conv": seen_BET[..., x_BTD.shape[1] :]}
+
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         E, _, K = self.conv.weight.shape
         u_BTF = x_BTD @ self.in_proj.weight.T

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from archsearch.block import Block, Ctx, Role, State, divisors, normal, ones, require, zeros
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
+from archsearch.kernels.precision import in_full
 from archsearch.kernels.ttt import (
     EPS,
     LinearLoop,
@@ -145,6 +146,7 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         y_BTD = y.permute(1, 0, 3, 2, 4).reshape(batch, -1, width)[:, :time]
         return self._finish(y_BTD, g_BTD)
 
+    @in_full
     def _read_linear(
         self, q: Tensor, k: Tensor, lr: Tensor, tok_M: Tensor, offset: Tensor, square: Tensor
     ) -> Tensor:
@@ -154,6 +156,7 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         W, G = _fit(LinearLoop, key, tok_M[-1] * lr, offset, square, start)
         return read(with_one(q), W, weigh(q, k, eta), G)
 
+    @in_full
     def _read_mlp(
         self, q: Tensor, k: Tensor, lr: Tensor, tok_M: Tensor, offset: Tensor, square: Tensor
     ) -> Tensor:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,8 +20,11 @@ from safetensors.torch import load_model
 
 from archsearch.errors import BlockError, ExportError, SpaceError, nearest
 from archsearch.genome import Genome
-from archsearch.model import Model
+from archsearch.model import Model, Readout
 from archsearch.space_yaml import dump
+
+if TYPE_CHECKING:
+    from archsearch.mup import Base
 
 FORMAT = 1
 
@@ -129,18 +132,29 @@ def load(folder: str | Path, task: str | None = None) -> Model:
     if name not in tasks:
         raise ExportError(f"{folder} has no weights for '{name}'; {nearest(name, tasks)}")
     file, vocab, readout = tasks[name]
+    return filled(genome, vocab, folder / file, readout)
+
+
+def filled(
+    genome: Genome, vocab: int, file: Path, readout: Readout = "token", base: Base | None = None
+) -> Model:
+    """A model with the weights of a file, ready for evaluation.
+
+    Raises:
+        ExportError: if the file cannot be read, is damaged or belongs to another model.
+    """
     try:
         with torch.device("meta"):
-            model = Model(genome, vocab, readout)
+            model = Model(genome, vocab, readout, base)
         model = model.to_empty(device="cpu")
-        load_model(model, folder / file)
+        load_model(model, file)
     except OSError as error:
-        raise ExportError(f"{folder / file} cannot be read: {error.strerror or error}") from None
+        raise ExportError(f"{file} cannot be read: {error.strerror or error}") from None
     except BlockError as error:
-        raise ExportError(f"{folder / 'config.json'}: {error}") from None
+        raise ExportError(f"{file.parent}: {error}") from None
     except (SafetensorError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]
         raise ExportError(
-            f"the weights in {folder / file} are damaged or belong to another genome: {text}"
+            f"the weights in {file} are damaged or belong to another genome: {text}"
         ) from None
     return model.eval()

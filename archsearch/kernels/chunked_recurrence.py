@@ -21,6 +21,17 @@ def border_states(M_BIHKK: Tensor, N_BIHKV: Tensor) -> Tensor:
     return states
 
 
+def states_after(M_BIHKK: Tensor, N_BIHKV: Tensor, S_BHKV: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from a state other than 0: the states S_BIHKV before each step, and the last one.
+
+    For decoding: the gradient is left to autograd.
+    """
+    states = [S_BHKV]
+    for M_BHKK, N_BHKV in zip(M_BIHKK.unbind(1), N_BIHKV.unbind(1), strict=True):
+        states.append(N_BHKV + M_BHKK @ states[-1])
+    return torch.stack(states[:-1], 1), states[-1]
+
+
 def unit_solve(below_QQ: Tensor, x_QF: Tensor) -> Tensor:
     """(1 + the part of `below` under its diagonal)^-1 x, for any leading axes.
 

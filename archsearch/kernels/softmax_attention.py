@@ -81,6 +81,31 @@ def recall(
     return y_BHTK[:, :, 0]
 
 
+def recall_all(
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGK: Tensor,
+    state: State,
+    seen: int,
+    scale: float | None = None,
+) -> Tensor:
+    """`recall` of several queries at once, each after its own key and value went in."""
+    (time, slots), new = (q_BTHK.shape[1], state["k"].shape[2]), {"k": k_BTGK, "v": v_BTGK}
+    kept = min(seen, slots)
+    if kept:
+        at = torch.arange(seen - kept, seen, device=q_BTHK.device) % slots
+        old = (state[name].index_select(2, at).transpose(1, 2) for name in new)
+        k_BSGK, v_BSGK = (torch.cat(both, 1) for both in zip(old, new.values(), strict=True))
+        y_BTHK = _sdpa(q_BTHK, k_BSGK, v_BSGK, _band(q_BTHK, time, kept + time, slots), scale)
+    else:
+        y_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, slots, scale)
+    last = min(time, slots)
+    at = torch.arange(seen + time - last, seen + time, device=q_BTHK.device) % slots
+    for name, x_BTGK in new.items():
+        state[name].index_copy_(2, at, x_BTGK[:, time - last :].transpose(1, 2))
+    return y_BTHK
+
+
 def _sdpa(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_TS: Tensor | None, scale: float | None
 ) -> Tensor:

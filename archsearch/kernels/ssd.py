@@ -22,11 +22,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from archsearch.kernels.decays import Levels, Products, products, products_grad
+from archsearch.kernels.precision import in_full
 
 CHUNK = 64
 """Longest chunk, a power of 2. It has no effect on values."""
 
 
+@in_full
 def ssd(
     x_BTHP: Tensor, dt_BTH: Tensor, a_BTH: Tensor, B_BTGN: Tensor, C_BTGN: Tensor, D_H: Tensor
 ) -> Tensor:
@@ -35,6 +37,32 @@ def ssd(
     given = (t.to(exact) for t in (x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, D_H))
     y_BTHP: Tensor = _SSD.apply(*given)  # type: ignore[no-untyped-call]
     return y_BTHP.to(x_BTHP.dtype)
+
+
+@in_full
+def ssd_after(
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    a_BTH: Tensor,
+    B_BTGN: Tensor,
+    C_BTGN: Tensor,
+    D_H: Tensor,
+    S_BHPN: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`ssd` that begins with a state instead of 0: y_BTHP, and the state that it ends with."""
+    y_BTHP = ssd(x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, D_H)
+    exact, groups = torch.promote_types(x_BTHP.dtype, torch.float32), B_BTGN.shape[2]
+    given = (x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, S_BHPN)
+    x, dt, a, B_BTGN, C_BTGN, S = (t.to(exact) for t in given)
+    since_BTH = a.cumprod(1)
+    after_BTH = F.pad(a[:, 1:], (0, 0, 0, 1), value=1.0).flip(1).cumprod(1).flip(1)
+    S_BGRPN = S.unflatten(1, (groups, -1))
+    read_BTHP = torch.einsum("btgn,bgrpn->btgrp", C_BTGN, S_BGRPN).flatten(2, 3)
+    left_BTGRP = ((after_BTH * dt)[..., None] * x).unflatten(2, (groups, -1))
+    added_BHPN = torch.einsum("btgrp,btgn->bgrpn", left_BTGRP, B_BTGN).flatten(1, 2)
+    y_BTHP = y_BTHP + (read_BTHP * since_BTH[..., None]).to(y_BTHP.dtype)
+    S = torch.addcmul(added_BHPN, S, since_BTH[:, -1, :, None, None])
+    return y_BTHP, S.to(S_BHPN.dtype)
 
 
 def ssd_ref(

@@ -160,6 +160,38 @@ def decodes(case: Case) -> None:
             _close(got, want, rtol, f"step against forward in {dtype}, use {use}")
 
 
+def prefills(case: Case) -> None:
+    """`prefill` equals `step` token by token, in outputs and in the state that it leaves.
+
+    So do several of them, one behind the other, and steps behind them.
+    """
+    if case.block.info.bidirectional:
+        return
+    module, time = case.build(torch.float64, drawn=True), 40
+    for use in range(case.uses):
+        x_BTD, ctx = _inputs(case, time, torch.float64, use=use)
+        with torch.no_grad():
+            steps = list(_decode(module, x_BTD, ctx, time))
+            want_BTD = torch.stack([y for y, _ in steps], 1)
+            state = module.init_state(len(x_BTD), time)
+            for start, stop in ((0, 33), (33, 34), (34, 39)):
+                embedding_BTD = ctx.embedding[:, start:stop]
+                own = Ctx(embedding_BTD, position=start, seen=start, use=use)
+                got_BTD, state = module.prefill(x_BTD[:, start:stop], state, own)
+                what = f"prefill of {start} to {stop} against steps, use {use}"
+                _close(got_BTD, want_BTD[:, start:stop], 1e-9, what)
+            for t in range(stop, time):
+                own = Ctx(ctx.embedding[:, t], position=t, seen=t, use=use)
+                got_BD, state = module.step(x_BTD[:, t], state, own)
+                _close(got_BD, want_BTD[:, t], 1e-9, f"a step behind prefill, use {use}")
+        want = steps[-1][1]
+        assert state.keys() == want.keys(), "prefill leaves another state than steps"
+        for name, tensor in state.items():
+            assert tensor.shape == want[name].shape, f"prefill changed the shape of '{name}'"
+            if tensor.numel():
+                _close(tensor, want[name], 1e-9, f"state '{name}' behind prefill, use {use}")
+
+
 def keeps_rows_apart(case: Case) -> None:
     """A sequence has the same output whatever else is in the batch."""
     module = case.build(torch.float64, drawn=True)
@@ -288,6 +320,7 @@ CASE_LAWS: tuple[Law, ...] = (
     equals_oracle,
     is_causal,
     decodes,
+    prefills,
     keeps_rows_apart,
     costs_what_it_says,
     has_true_roles,

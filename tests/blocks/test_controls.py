@@ -179,6 +179,32 @@ def test_a_wrong_step_is_caught(law, parent, step, what):
         law(case(wrapped(parent, step=step)))
 
 
+def off_in_the_state(self, x_BTD, state, ctx):
+    y_BTD, state = Mamba2.prefill(self, x_BTD, state, ctx)
+    return y_BTD, state | {"ssm": state["ssm"] * (1 + 1e-6)}
+
+
+def new_each_time(self, x_BTD, state, ctx):
+    return self.forward(x_BTD, ctx), Mamba2.prefill(self, x_BTD, state, ctx)[1]
+
+
+def at_the_start(self, x_BTD, state, ctx):
+    return Attention.prefill(self, x_BTD, state, dataclasses.replace(ctx, position=0))
+
+
+@pytest.mark.parametrize(
+    ("parent", "prefill", "what"),
+    [
+        (Mamba2, off_in_the_state, "prefill of 33 to 34"),
+        (Mamba2, new_each_time, "prefill of 33 to 34"),
+        (Attention, at_the_start, "prefill of 33 to 34"),
+    ],
+)
+def test_a_wrong_prefill_is_caught(parent, prefill, what):
+    with pytest.raises(AssertionError, match=what):
+        laws.prefills(case(wrapped(parent, prefill=prefill)))
+
+
 def test_a_window_that_the_cache_forgets_too_early_is_caught():
     def init_state(self, batch, context):
         return Attention.init_state(self, batch, min(context, 7))

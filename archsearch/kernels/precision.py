@@ -1,0 +1,34 @@
+"""Recurrences keep their precision under autocast."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def in_full(function: Kernel) -> Kernel:
+    """Compute in the types of the arguments, whatever autocast is set to.
+
+    A state that passes through thousands of products in bfloat16 forgets what it holds. And a
+    gradient that is written out meets the types that it was written for, wherever `backward` runs.
+    """
+
+    @functools.wraps(function)
+    def run(*given: Any) -> Any:
+        device = next(x.device.type for x in _flat(given) if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*given)
+
+    whole: Any = run
+    return whole
+
+
+def _flat(given: tuple[Any, ...]) -> Any:
+    for x in given:
+        yield from _flat(x) if isinstance(x, tuple) else (x,)

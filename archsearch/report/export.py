@@ -1,0 +1,118 @@
+"""Behind `archsearch export`: what is meant by a source, and what is said of the outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from archsearch.errors import ExportError, RunError
+from archsearch.export.files import export, load
+from archsearch.export.origin import Origin, of_task, scaled_up, untrained
+from archsearch.export.write import Kind, write
+from archsearch.report.session import pick
+from archsearch.space_yaml import load_genome
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from archsearch.genome import Genome
+    from archsearch.search.study import Record, Study
+
+Format = Literal["auto", "yaml", "hf", "native", "gguf", "pattern", "torch"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What was asked for."""
+
+    format: Format
+    task: str | None
+    """Which weights, where a run has several."""
+    tokenizer: str
+    force: bool
+
+
+def export_run(
+    study: Study, folder: Path, trial: str, target: Path, asked: Asked, console: Console
+) -> None:
+    """Export trials of a run: the best, one by its index, or each of the front.
+
+    Raises:
+        RunError: if there is no such trial.
+        ExportError: if it cannot be written in this format.
+    """
+    if trial != "front":
+        _export_trial(pick(study, trial), folder, target, asked, console)
+        return
+    front = study.front()
+    if not front:
+        pick(study, "best")
+    for record in front:
+        _export_trial(record, folder, target / f"trial-{record.index}", asked, console)
+
+
+def export_other(source: str, target: Path, asked: Asked, console: Console) -> None:
+    """Export what `scale` or an earlier export wrote, or a space of one member.
+
+    Raises:
+        SpaceError: if there is no such thing, or the space has several members.
+        RunError: if it is a directory of something else.
+        ExportError: if it is damaged or cannot be written in this format.
+    """
+    place = Path(source)
+    origin = scaled_up(place, asked.tokenizer) if place.is_dir() else None
+    if origin is None and (place / "model.yaml").is_file() and (place / "config.json").is_file():
+        origin = Origin(model=load(place, asked.task), what=f"those of {place.resolve().name}")
+    if origin is None and place.is_dir():
+        raise RunError(f"{source} holds no run, no training of `archsearch scale` and no export")
+    if origin is None:
+        genome = load_genome(source)
+        if asked.format == "yaml":
+            export(genome, None, target, force=asked.force)
+            _told(console, target, genome, "without weights")
+            return
+        origin = untrained(genome, asked.tokenizer)
+    elif asked.format == "yaml":
+        raise ExportError("yaml holds weights of a search alone; these fit --format hf or torch")
+    _write(origin, target, asked, console)
+
+
+def _export_trial(
+    record: Record, folder: Path, target: Path, asked: Asked, console: Console
+) -> None:
+    weights = folder / "weights" / record.genome.key
+    if asked.format in ("auto", "yaml"):
+        export(record.genome, weights, target, force=asked.force)
+        _told(console, target, record.genome)
+        if not (weights / "tasks.json").is_file():
+            console.print(NO_WEIGHTS)
+            return
+        code = f"import archsearch; print(archsearch.load('{target}'))"
+        console.print(f'next: python -c "{code}"', markup=False, soft_wrap=True)
+        return
+    origin = of_task(record.genome, weights, asked.task)
+    if origin is None:
+        console.print(NO_WEIGHTS)
+        origin = untrained(record.genome, asked.tokenizer)
+    _write(origin, target, asked, console)
+
+
+NO_WEIGHTS = (
+    "without weights: a run keeps those of its front and finalists, on the machine that trained "
+    "them"
+)
+
+
+def _write(origin: Origin, target: Path, asked: Asked, console: Console) -> None:
+    kind: Kind = "hf" if asked.format == "auto" or asked.format == "yaml" else asked.format
+    write(origin, target, kind, force=asked.force)
+    _told(console, target, origin.model.genome, origin.what)
+    if kind == "torch":
+        code = f"import sys; sys.path.append('{target}'); import model; print(model.load())"
+        console.print(f'next: python -c "{code}"', markup=False, soft_wrap=True)
+
+
+def _told(console: Console, target: Path, genome: Genome, what: str = "") -> None:
+    more = f" ({what})" if what else ""
+    console.print(f"wrote {target}: {genome.text()}{more}", markup=False, soft_wrap=True)
