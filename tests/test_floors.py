@@ -132,6 +132,7 @@ OUTSIDE = {
     "scipy": 5,
     "sqlalchemy": 5,
     "datasets": 6,
+    "gguf": 6,
     "pyarrow": 6,
     "tokenizers": 6,
     "transformers": 6,
