@@ -41,6 +41,11 @@ def fan_in(w: Tensor, g: Generator) -> Tensor:
     return w.normal_(0.0, math.prod(w.shape[1:]) ** -0.5, generator=g)
 
 
+def fan_in_times(gain: float) -> Init:
+    """Draw from N(0, gain^2 / fan_in), fan_in being the product of all axes but the first."""
+    return lambda w, g: w.normal_(0.0, gain * math.prod(w.shape[1:]) ** -0.5, generator=g)
+
+
 def zeros(w: Tensor, g: Generator) -> Tensor:
     """Fill with 0."""
     return w.zero_()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from archsearch.block import Role
 
 Scheme = Literal["sp", "mup", "depth_mup", "completep"]
-"""sp: the standard parametrisation, which transfers nothing; the control."""
+"""sp: the standard parametrisation, which transfers nothing; the control. mup: width alone."""
 EXPONENTS: Mapping[Scheme, float] = {"sp": 0.0, "mup": 0.0, "depth_mup": 0.5, "completep": 1.0}
 """a of each scheme."""
 EPS = 1e-8
@@ -77,7 +77,8 @@ def scale(
     fan_in = target[-1] / base[-1]
     width = max(wide / narrow for narrow, wide in zip(base, target, strict=True))
     branch = branch_multiplier(depth, scheme)
-    lr, eps = 1 / (depth * branch), branch / width
+    lr = 1.0 if scheme == "mup" else 1 / (depth * branch)
+    eps = branch / width
     if role.kind == "hidden":
         return Scales(lr=lr / fan_in, weight_decay=fan_in, eps=eps)
     if role.kind == "readout":

@@ -25,7 +25,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from archsearch.block import Ctx, Role, State, normal, ones
+from archsearch.block import Ctx, Role, State, fan_in_times, normal, ones
 from archsearch.cost import Cost, Held
 from archsearch.dims import choice, real, whole
 from archsearch.wrapper import Inner, Wrapper
@@ -49,7 +49,7 @@ class Loop(Wrapper, name="loop", kind="wrapper", paper="1807.03819", wraps="chai
         """Weight of the loss on the number of steps."""
 
     roles = {
-        "halt.weight": Role.readout(None, "model", init=normal(0.02)),
+        "halt.weight": Role.readout(None, "model", init=fan_in_times(0.16)),
         "halt.bias": Role.small(None, init=ones),
         "step_embedding": Role.embedding(None, "model", init=normal(0.02), joins=True),
     }

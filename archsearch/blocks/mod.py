@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archsearch.block import Ctx, Role, State, normal, zeros
+from archsearch.block import Ctx, Role, State, fan_in_times, zeros
 from archsearch.cost import Cost, Held
 from archsearch.dims import choice, real
 from archsearch.wrapper import Inner, Wrapper
@@ -45,7 +45,7 @@ class MoD(Wrapper, name="mod", kind="wrapper", paper="2404.02258", causal=False,
         """What the output is multiplied with: the router's score, or its sigmoid."""
 
     roles = {
-        "router.weight": Role.readout(None, "model", init=normal(0.02)),
+        "router.weight": Role.readout(None, "model", init=fan_in_times(0.16)),
         "predictor.weight": Role.readout(None, "model", init=zeros),
         "predictor.bias": Role.small(None, init=zeros),
     }
