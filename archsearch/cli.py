@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from archsearch import cli_model
 from archsearch.errors import ArchsearchError, RunError, SpaceError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_model.app)
 console = Console(highlight=False)
 
 SpaceArg = Annotated[str, typer.Argument(help="A space file, or the name of a shipped space.")]

@@ -6,6 +6,7 @@ ArchsearchError
   RunError          a run directory or its study cannot be used    exit 3
   ExportError       an exported model is missing or does not fit   exit 4
   CorpusError       a text or its token files cannot be used       exit 5
+  ModelError        a model cannot do what is asked of it          exit 6
   TrialError        one trial failed; the study goes on
     Diverged        the loss is not finite
     OutOfMemory     training needs more memory than there is
@@ -54,6 +55,12 @@ class CorpusError(ArchsearchError):
     """A text cannot be read, tokenized or kept, or is too short."""
 
     exit_code = 5
+
+
+class ModelError(ArchsearchError):
+    """A model cannot do what is asked of it, or not with what it was given."""
+
+    exit_code = 6
 
 
 class TrialError(ArchsearchError):

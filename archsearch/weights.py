@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_model
@@ -20,6 +21,11 @@ def file_name(label: str) -> str:
     return label.replace("/", "-").replace("#", "-") + ".safetensors"
 
 
+def _params(task: Any) -> dict[str, Any]:
+    """What makes a task again."""
+    return asdict(task) if is_dataclass(task) and not isinstance(task, type) else {}
+
+
 def save_weights(folder: Path, result: TrialResult, tasks: tuple[Any, ...]) -> None:
     """Write the weights of a trial's first seed, one file per task, and what they belong to."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,6 +40,7 @@ def save_weights(folder: Path, result: TrialResult, tasks: tuple[Any, ...]) -> N
             "vocab": task.vocab,
             "readout": task.readout,
             "length": task.length,
+            "params": _params(task),
             "accuracy": result.accuracies[label],
         }
     (folder / "tasks.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -15,8 +15,8 @@ FLOORS = {
     "schema stack model mup rules fits",
     4: "processes train memory trial weights testing",
     5: "search",
-    6: "export scale",
-    7: "report cli __main__ __init__",
+    6: "export inference scale",
+    7: "report cli cli_model __main__ __init__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 TORCH_FREE = [
@@ -133,6 +133,7 @@ OUTSIDE = {
     "sqlalchemy": 5,
     "datasets": 6,
     "gguf": 6,
+    "lm_eval": 6,
     "pyarrow": 6,
     "tokenizers": 6,
     "transformers": 6,

@@ -15,7 +15,7 @@ from rich.table import Table
 from archsearch.errors import RunError
 from archsearch.model import build
 from archsearch.mup import Base, branch_multiplier
-from archsearch.scale import checkpoint
+from archsearch.scale import checkpoint, tokens
 from archsearch.scale.corpus import Corpus
 from archsearch.scale.parallel import join_world
 from archsearch.scale.plan import ScalePlan, enlarged, rival
@@ -107,6 +107,8 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
         )  # fmt: skip
         show_plans(plans, corpus, world, console)
         if not dry_run:
+            if world.first and not any(folder.glob("*/step-*")):
+                tokens.keep(wanted.tokenizer, folder)
             carry_out(plans, corpus, settings, folder, world, console)
 
 

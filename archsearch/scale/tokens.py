@@ -32,6 +32,8 @@ HEADER = 256
 FORMATS = {"uint8": (20240520, 8), "uint16": (20240520, 1), "uint32": (20240801, 7)}
 """Magic and version by the type of a token."""
 BYTE = "byte"
+FILE = "tokenizer.json"
+"""As the package `tokenizers` writes it."""
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<s>", "<bos>")
 """Tokens that may separate documents, the best first, where a vocabulary does not say its own."""
 BLOCK = 1 << 18
@@ -51,6 +53,10 @@ class Tokenizer:
     """Equal for tokenizers that give the same ids."""
     encode: Callable[[list[str]], Iterable[Any]]
     """The ids of each text, without any that were not asked for."""
+    decode: Callable[[list[int]], str]
+    """The text of ids; U+FFFD for what is no character."""
+    json: str = ""
+    """The file `tokenizer.json` that makes it again; empty for `byte`, which needs none."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -113,7 +119,7 @@ def tokenizer(name: str) -> Tokenizer:
         CorpusError: if it is unknown, damaged, or needs packages that are not there.
     """
     if name == BYTE:
-        return Tokenizer(BYTE, 256, 0, BYTE, lambda texts: map(_bytes, texts))
+        return Tokenizer(BYTE, 256, 0, BYTE, lambda texts: map(_bytes, texts), _text)
     path = Path(name).expanduser()
     if name.startswith(HUB) or path.is_dir():
         return _hugging_face(name)
@@ -134,6 +140,10 @@ def tokenizer(name: str) -> Tokenizer:
 
 def _bytes(text: str) -> Tokens:
     return np.frombuffer(text.encode(), np.uint8)
+
+
+def _text(ids: list[int]) -> str:
+    return bytes(ids).decode("utf-8", "replace")
 
 
 def _hugging_face(name: str) -> Tokenizer:
@@ -167,7 +177,8 @@ def _fast(name: str, fast: Any, separator: int | None) -> Tokenizer:
     vocab = max(known.values(), default=-1) + 1
     if separator is None:
         separator = next((known[end] for end in ENDS if end in known), vocab)
-    digest = hashlib.blake2b(fast.to_str().encode()).hexdigest()
+    json = fast.to_str()
+    digest = hashlib.blake2b(json.encode()).hexdigest()
 
     def encode(texts: list[str]) -> Iterator[list[int]]:
         try:
@@ -176,7 +187,23 @@ def _fast(name: str, fast: Any, separator: int | None) -> Tokenizer:
             raise CorpusError(f"the tokenizer {name} cannot encode the text: {error}") from None
         yield from (encoding.ids for encoding in encodings)
 
-    return Tokenizer(name, max(vocab, separator + 1), separator, f"{digest} {separator}", encode)
+    def decode(ids: list[int]) -> str:
+        text: str = fast.decode(ids, skip_special_tokens=False)
+        return text
+
+    known_as = f"{digest} {separator}"
+    return Tokenizer(name, max(vocab, separator + 1), separator, known_as, encode, decode, json)
+
+
+def keep(name: str, folder: Path) -> None:
+    """Write what a tokenizer is made from into a directory, as `tokenizer.json`; `byte` has none.
+
+    Raises:
+        CorpusError: if it is unknown, damaged, or needs packages that are not there.
+    """
+    if made := tokenizer(name).json:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_text(made, encoding="utf-8")
 
 
 def write(path: Path, dtype: np.dtype[Any], parts: Iterable[Tokens]) -> int:

@@ -85,7 +85,12 @@ def bc_as_readout(w_CD, generator):
 @pytest.mark.parametrize(
     ("block", "name", "changes", "moves"),
     [
-        (Mamba2, "in_proj.weight", {"init": bc_as_readout}, r"dt_bias as size\^-.*A_log as size\^-"),
+        (
+            Mamba2,
+            "in_proj.weight",
+            {"init": bc_as_readout},
+            r"dt_bias as size\^-.*A_log as size\^-",
+        ),
         (PEER, "up.weight", {"kind": "hidden"}, r"for up\.weight as size\^-"),
         (SwiGLU, "up.weight", {"kind": "embedding"}, r"for up\.weight as size\^\+"),
         (Attention, "out.weight", {"kind": "vector"}, r"for out\.weight as size\^\+"),
@@ -113,7 +118,8 @@ def test_a_scheme_that_does_not_transfer_is_caught(monkeypatch, law, scheme, mov
 
 
 @pytest.mark.parametrize(
-    ("without", "moves"), [("lr", r"branches 5 as size\^\+"), ("multiplier", r"logits 1 as size\^\+")]
+    ("without", "moves"),
+    [("lr", r"branches 5 as size\^\+"), ("multiplier", r"logits 1 as size\^\+")],
 )
 @pytest.mark.parametrize("block", [Attention, Mamba2, SwiGLU])
 def test_half_a_scheme_is_caught(monkeypatch, without, moves, block):
@@ -125,7 +131,9 @@ def test_half_a_scheme_is_caught(monkeypatch, without, moves, block):
         laws.learns_alike_at_every_width(usual(block))
 
 
-@pytest.mark.parametrize(("field", "what"), [("init", "weights"), ("lr", "groups"), ("eps", "groups")])
+@pytest.mark.parametrize(
+    ("field", "what"), [("init", "weights"), ("lr", "groups"), ("eps", "groups")]
+)
 def test_a_base_that_is_not_itself_is_caught(monkeypatch, field, what):
     def off(*given):
         found = mup.scale(*given)
@@ -160,7 +168,9 @@ def test_routing_stands_still_in_a_step_that_decides_a_tie(monkeypatch):
     frozen = slopes.movements(model, text)["embedding.weight"]
     assert frozen is not None
     assert abs(frozen) < 5
-    monkeypatch.setattr(slopes.Frozen, "__torch_function__", lambda self, f, t, a=(), k=None: f(*a, **(k or {})))
+    monkeypatch.setattr(
+        slopes.Frozen, "__torch_function__", lambda self, f, t, a=(), k=None: f(*a, **(k or {}))
+    )
 
 
 def slopes_of(found, *names):
