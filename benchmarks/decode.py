@@ -27,9 +27,18 @@ from archsearch.train import generator
 CONTEXTS = (1024, 32_768)
 TURNS, TOKENS = 41, 16
 VOCAB, WIDTH = 256, 64
-RECURRENT = (
-    "mamba1 mamba2 gated_deltanet gla rwkv7 ttt short_conv liquid_s4 armt block_recurrent".split()
-)
+RECURRENT = [
+    "mamba1",
+    "mamba2",
+    "gated_deltanet",
+    "gla",
+    "rwkv7",
+    "ttt",
+    "short_conv",
+    "liquid_s4",
+    "armt",
+    "block_recurrent",
+]
 MODELS = {
     "recurrent": tuple(Gene.of(name) for name in RECURRENT) + (Gene.of("swiglu"),),
     "attention": (Gene.of("attention"), Gene.of("swiglu")) * 2,

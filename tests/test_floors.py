@@ -16,7 +16,7 @@ FLOORS = {
     4: "processes train memory trial weights testing",
     5: "search",
     6: "export inference scale",
-    7: "report cli cli_model __main__ __init__",
+    7: "report cli __main__ __init__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 TORCH_FREE = [

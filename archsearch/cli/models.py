@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from archsearch.cli.common import console, study_of
 from archsearch.errors import ModelError
 
 app = typer.Typer()
-console = Console(highlight=False)
 
 ModelArg = Annotated[
     Path,
@@ -30,6 +31,57 @@ TokenizerOpt = Annotated[
     ),
 ]
 DeviceOpt = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+class Format(Enum):
+    """How a model is written."""
+
+    auto = "auto"
+    yaml = "yaml"
+    hf = "hf"
+    native = "native"
+    gguf = "gguf"
+    pattern = "pattern"
+    torch = "torch"
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A run, a directory of `archsearch scale`, or a space of one member: a file or a "
+            "name."
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(help="Directory to write.")],
+    kind: Annotated[
+        Format, typer.Option("--format", help="By default yaml for a run, hf for models of text.")
+    ] = Format.auto,
+    trial: Annotated[
+        str, typer.Option(help="Of a run: index of a trial, best, or front for all of it.")
+    ] = "best",
+    task: Annotated[
+        str | None, typer.Option(help="Of a run: whose weights; those of the first by default.")
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="Of a model of text: byte, or its tokenizer.json.")
+    ] = "byte",
+    force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+    storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
+) -> None:
+    """Write a model for other tools; what is written is loaded and compared before it counts.
+
+    yaml: the genome, and weights per task. hf: a directory for transformers. torch: one Python
+    file. native, gguf, pattern: what other programs know, where the architecture fits.
+    """
+    from archsearch.report.export import Asked, export_other, export_run
+
+    asked = Asked(format=kind.value, task=task, tokenizer=tokenizer, force=force)
+    if (Path(source) / "space.yaml").is_file():
+        export_run(study_of(source, storage), Path(source), trial, target, asked, console)
+    else:
+        export_other(source, target, asked, console)
 
 
 @app.command()
