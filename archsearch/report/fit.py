@@ -17,6 +17,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
+from archsearch.errors import RunError
 from archsearch.mup import Base
 from archsearch.report.bar import Bar
 from archsearch.report.curves import Curve, Panel, draw_curves
@@ -104,7 +105,7 @@ def fit_family(
     Raises:
         SpaceError: if a genome cannot have a width.
         CorpusError: if the text cannot be used.
-        RunError: if a file is damaged or cannot be written.
+        RunError: if a file is damaged or cannot be written, or every training broke off.
     """
     corpus = Corpus.open(wanted.text, wanted.tokenizer, cache)
     corpus.windows(wanted.settings.context)
@@ -136,6 +137,8 @@ def fit_family(
         except KeyboardInterrupt:
             console.print("\nstopped; what was trained is kept. The same command continues.")
             raise SystemExit(130) from None
+    if not any(math.isfinite(of.loss) for of in ended.values()):
+        raise RunError(f"every training broke off; {next(iter(ended.values())).why}")
     fits = fit(family, ended, math.log(corpus.vocab))
     show(fits, console)
     write(folder / JSON, json.dumps(told(fits), indent=1) + "\n")
@@ -216,10 +219,11 @@ def _losses(fits: Fits) -> Table:
     for of in fits.of:
         for i, size in enumerate(of.sizes):
             best, losses = size.best, size.losses(size.best)
-            error = statistics.stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else math.nan
+            known = len(losses) > 1 and math.isfinite(size.mean(best))
+            error = f"{statistics.stdev(losses) / len(losses) ** 0.5:.3f}" if known else "?"
             table.add_row(
                 "" if i else of.name, str(size.plan.genome.d_model), count(size.plan.params),
-                f"{size.mean(best):.3f}", f"{error:.3f}", f"{best.lr:.3g}", str(best.batch),
+                f"{size.mean(best):.3f}", error, f"{best.lr:.3g}", str(best.batch),
                 "" if size.stable(best) else "unstable",
             )  # fmt: skip
     return table
@@ -321,7 +325,8 @@ def _picture(fits: Fits) -> str:
         points = [(math.log2(size.plan.params), size.mean(size.best)) for size in kept]
         if points:
             curves.append(Curve(of.name, points))
-    places = sorted({round(x) for curve in curves for x, _ in curve.points})
+    ends = [round(x) for curve in curves for x, _ in curve.points]
+    places = range(min(ends), max(ends) + 1)
     return draw_curves(
         [Panel("", curves)], "loss of each genome over its size", "parameters",
         "loss on held-out text, nats", ticks=[(x, count(2.0**x)) for x in places],

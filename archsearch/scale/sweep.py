@@ -39,7 +39,7 @@ def powers(said: str) -> tuple[float, ...]:
         count = int((high - low) / step + 1e-6) + 1
         if not (step > 0 and 0 < count <= MOST_RATES and said.count(":") in (1, 2)):
             raise ValueError
-    except (ValueError, OverflowError):
+    except (ValueError, ArithmeticError):
         raise RunError(
             f"'{said}' names no learning rates; FROM:TO or FROM:TO:STEP as powers of two, at most "
             f"{MOST_RATES} of them, e.g. -9:-3 for 2^-9 to 2^-3"
