@@ -27,20 +27,12 @@ from archsearch.train import generator
 CONTEXTS = (1024, 32_768)
 TURNS, TOKENS = 41, 16
 VOCAB, WIDTH = 256, 64
-RECURRENT = [
-    "mamba1",
-    "mamba2",
-    "gated_deltanet",
-    "gla",
-    "rwkv7",
-    "ttt",
-    "short_conv",
-    "liquid_s4",
-    "armt",
+RECURRENT = (
+    "mamba1", "mamba2", "gated_deltanet", "gla", "rwkv7", "ttt", "short_conv", "liquid_s4", "armt",
     "block_recurrent",
-]
+)  # fmt: skip
 MODELS = {
-    "recurrent": tuple(Gene.of(name) for name in RECURRENT) + (Gene.of("swiglu"),),
+    "recurrent": (*map(Gene.of, RECURRENT), Gene.of("swiglu")),
     "attention": (Gene.of("attention"), Gene.of("swiglu")) * 2,
 }
 
@@ -88,7 +80,8 @@ def read(reader: Reader) -> float:
     rng = random.Random(reader.position)
     tokens = [rng.randrange(VOCAB) for _ in range(TOKENS)]
     began = time.perf_counter()
-    reader.read(tokens)
+    for token in tokens:
+        reader.read([token])
     return (time.perf_counter() - began) / TOKENS
 
 

@@ -77,6 +77,9 @@ class Reader:
             BlockError: if the context is full.
         """
         ids_T1 = torch.tensor(tokens, device=self._device)[:, None]
+        at_once = getattr(self.model, "prefill", None)
+        if at_once and len(tokens) > 1:
+            return at_once(ids_T1.T, self.decoding)[0]
         return torch.cat([self.model.step(token_1, self.decoding) for token_1 in ids_T1])
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from archsearch.catalogue import found
@@ -33,11 +33,13 @@ from archsearch.scale import checkpoint, tokens
 from archsearch.scale.sources import HUB
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PREFIX = "model."
+"""Of the names of weights in a Hugging Face directory."""
 NAMES = ("winner", "baseline")
 """The trainings that `archsearch scale` puts side by side."""
 
@@ -150,13 +152,31 @@ def _task(label: str, about: Mapping[str, Any]) -> Any:
 
 def _hugging_face(folder: Path, config: Mapping[str, Any], tokenizer: str) -> Loaded:
     """A directory with the genome in its config and the weights as one file."""
-    if "genome" not in config:
+    if not isinstance(config.get("genome"), dict):
         raise ExportError(f"{folder / CONFIG} has no genome; it is not a model of archsearch")
-    model = _model(folder, folder / CONFIG, config)
+    known = config.get("architecture") or {}
+    branch, logits = _multiplier(known.get("stack", ())), known.get("logit_multiplier", 1.0)
+
+    def based(genome: Genome) -> Base:
+        """A base as wide, over which the depth alone gives what branches are multiplied by."""
+        return Base(genome.d_model, len(genome.genes) * branch, "completep")
+
+    model = _model(folder, folder / CONFIG, config, based)
+    model.logit_multiplier = logits
     return Loaded(
         folder=folder, model=model, vocabulary=_vocabulary(folder, model, tokenizer, ""),
-        context=config.get("context"), base=_own_base(model),
+        context=None, base=_own_base(model),
     )  # fmt: skip
+
+
+def _multiplier(entries: Sequence[Mapping[str, Any]]) -> float:
+    """What branches are multiplied by where they join the stream, all by the same."""
+    for entry in entries:
+        inside = _multiplier(entry.get("of", ()))
+        found = entry.get("multiplier", 1.0)
+        if (found, inside) != (1.0, 1.0):
+            return float(inside if found == 1.0 else found)
+    return 1.0
 
 
 def _checkpoint(folder: Path, tokenizer: str) -> Loaded:
@@ -170,7 +190,7 @@ def _checkpoint(folder: Path, tokenizer: str) -> Loaded:
     about = state.get("about")
     if not isinstance(about, dict) or "genome" not in about:
         raise ExportError(f"{folder / 'state.json'} is damaged: it does not say what was trained")
-    model = _model(folder, folder / "state.json", about)
+    model = _model(folder, folder / "state.json", about, lambda genome: Base(**about["base"]))
     corpus = str(about.get("text", ""))
     settings = about.get("settings", {})
     return Loaded(
@@ -180,23 +200,27 @@ def _checkpoint(folder: Path, tokenizer: str) -> Loaded:
     )  # fmt: skip
 
 
-def _model(folder: Path, source: Path, about: Mapping[str, Any]) -> Model:
+def _model(
+    folder: Path, source: Path, about: Mapping[str, Any], based: Callable[[Genome], Base]
+) -> Model:
     """The model that `source` describes, with the weights of `folder`."""
     weights = folder / WEIGHTS
     try:
         genome = Genome.from_json(about["genome"])
-        base = Base(**about["base"]) if about.get("base") else None
+        base = based(genome)
     except (SpaceError, BlockError) as error:
         raise ExportError(f"{source}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{source} is damaged: {type(error).__name__}: {error}") from None
     try:
-        with safe_open(weights, "pt") as file:
-            vocab = file.get_slice("embedding.weight").get_shape()[0]
+        named = {name.removeprefix(PREFIX): t for name, t in load_file(weights).items()}
+        if "embedding.weight" not in named:
+            raise ValueError("embedding.weight is missing")
+        vocab = len(named["embedding.weight"])
         with torch.device("meta"):
             model = Model(genome, vocab, base=base)
         model = model.to_empty(device="cpu")
-        fill(model, load_file(weights))
+        fill(model, named)
     except OSError as error:
         raise ExportError(f"{weights} cannot be read: {error.strerror or error}") from None
     except (BlockError, SpaceError) as error:

@@ -164,7 +164,8 @@ def token_seconds(reader: Reader, context: int, count: int) -> float:
     place_at(reader, context)
     reader.read([0])
     began = time.perf_counter()
-    float(reader.read([0] * count)[-1, 0])  # waits for the device
+    for _ in range(count):
+        float(reader.read([0])[0, 0])  # waits for the device
     return (time.perf_counter() - began) / count
 
 

@@ -70,11 +70,11 @@ def on_text(
     if not contexts:
         lengths = [n for n in lengths if n == trained or n < len(corpus.validation)]
     scores = [text_score(loaded.model, corpus, length, windows) for length in lengths]
-    same = loaded.corpus == corpus.key
+    known = {"": "what training saw is not recorded", corpus.key: "held out from training"}
     console.print(
         f"{corpus.name}: the last {count(len(corpus.validation) * corpus.bytes_per_token)} of "
         f"{count(corpus.text_bytes)} bytes, "
-        + ("held out from training" if same else "another text than that of training"),
+        + known.get(loaded.corpus, "another text than that of training"),
         markup=False, soft_wrap=True,
     )  # fmt: skip
     table = Table(box=None, pad_edge=False, header_style="dim")
