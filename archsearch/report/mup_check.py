@@ -134,13 +134,18 @@ def show(swept: Swept, console: Console) -> None:
                 where = f"{NAMES[transfer.scheme]}, {transfer.axis} {size}"
                 console.print(f"{where}: {best.why}", markup=False, soft_wrap=True)
     console.print()
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("check", "scheme", "measured", "limit", ""):
+        table.add_column(title, no_wrap=True)
     checks = judge(swept)
     for check in checks:
         scheme = "fixed decay" if check.control and check.name == "decay" else NAMES[check.scheme]
         outcome = "holds" if check.held else "fails"
         wanted = "as it must" if check.passed else "[bold]it must not[/bold]"
-        table.add_row(check.axis, check.name, scheme, f"{outcome}, {wanted}", check.said)
+        table.add_row(
+            f"{check.axis} {check.name}", scheme, check.measured, check.limit,
+            f"{outcome}, {wanted}",
+        )  # fmt: skip
     console.print(table)
     console.print(f"\n{_verdict(checks)}", soft_wrap=True)
 

@@ -46,7 +46,7 @@ FORMAT = 1
 OVERHEAD = 1e8
 """Work of a branch in a step that does not depend on its width."""
 DECAY_RATIO = 4
-"""Widths of the base up to which it is looked at what decay leaves of the weights."""
+"""Widths of the base up to which it is looked at what decay leaves, or the next there is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,9 +138,10 @@ class Design:
 
         The decay halves what is left of the start in the course of the training.
         """
-        wide = max(w for w in self.widths if w <= DECAY_RATIO * self.widths[0])
-        if wide == self.widths[0] or "mup" not in self.schemes:
+        if len(self.widths) < 2 or "mup" not in self.schemes:
             return []
+        near = [width for width in self.widths[1:] if width <= DECAY_RATIO * self.widths[0]]
+        wide = max(near, default=self.widths[1])
         lr = 2.0 ** self.log2_lrs[len(self.log2_lrs) // 2]
         decay = math.log(2) / (lr * sum(rate(self.recipe, i) for i in range(self.recipe.steps)))
         unscaled = decay * self.widths[0] / wide  # as the width is a factor on the decay

@@ -183,8 +183,8 @@ class Check:
     control: bool
     """Whether this is what must fail."""
     held: bool
-    said: str
-    """What was measured, and the limit."""
+    measured: str
+    limit: str
 
     @property
     def passed(self) -> bool:
@@ -209,34 +209,37 @@ def _over_width(of: Transfer) -> Iterator[Check]:
     shift, gap, ratio = of.shift(), of.gap(), of.ratio
     rise = max(after - before for before, after in pairwise(of.at_base))
 
-    def check(name: str, held: bool, said: str, limit: float) -> Check:
-        return Check("width", name, of.scheme, of.control, held, f"{said}, limit {limit:+.3g}")
+    def check(name: str, held: bool, measured: str, limit: float) -> Check:
+        return Check("width", name, of.scheme, of.control, held, measured, f"{limit:g}")
 
+    moved = f"{shift.value:+.2f} powers of two"
     if of.control:
         least = CONTROL_SHIFT * of.doublings
-        yield check("shift", shift.value > least, f"{shift.value:+.2f} powers of two", least)
-        yield check("gap", gap < CONTROL_GAP, f"{gap:+.3f} nats", CONTROL_GAP)
         worse = of.at_base[-1] - min(of.at_base)
-        yield check("wider", worse <= 0, f"{worse:+.3f} nats from the best width", 0)
+        yield check("shift", shift.value > least, moved, least)
+        yield check("gap", gap < CONTROL_GAP, f"{gap:+.3f} nats", CONTROL_GAP)
+        yield check("wider", worse <= 0, f"{worse:+.3f} nats", 0)
     else:
         known = not (of.optima[0].why or of.optima[-1].why)
         near = of.slope is not None and of.slope.low <= MOST_SLOPE and of.slope.high >= -MOST_SLOPE
+        if known and of.slope and not near:
+            moved = f"{of.slope:.2f} a doubling"
         held = known and near and abs(shift.value) <= MOST_SHIFT
-        yield check("shift", held, f"{shift.value:+.2f} powers of two", MOST_SHIFT)
+        yield check("shift", held, moved, MOST_SHIFT if near else MOST_SLOPE)
         yield check("gap", gap <= MOST_GAP, f"{gap:+.3f} nats", MOST_GAP)
-        yield check("wider", rise <= SLACK, f"{rise:+.3f} nats to the next", SLACK)
-    yield check("sensitivity", ratio <= MOST_RATIO, f"{ratio:.2f} times the base's", MOST_RATIO)
+        yield check("wider", rise <= SLACK, f"{rise:+.3f} nats", SLACK)
+    yield check("sensitivity", ratio <= MOST_RATIO, f"{ratio:.2f} x the base's", MOST_RATIO)
 
 
 def _over_depth(of: Transfer) -> Iterator[Check]:
     worse, gap = of.at_base[-1] - of.at_base[0], of.gap()
     limit = CONTROL_DEEPER if of.control else SLACK
     held = worse < limit if of.control else worse <= limit
-    said = f"{worse:+.3f} nats over the base, limit {limit:+g}"
-    yield Check("depth", "deeper", of.scheme, of.control, held, said)
+    told = of.scheme, of.control
+    yield Check("depth", "deeper", *told, held, f"{worse:+.3f} nats", f"{limit:g}")
     if not of.control:
-        said = f"{gap:+.3f} nats, limit {MOST_GAP:+g}"
-        yield Check("depth", "gap", of.scheme, of.control, gap <= MOST_GAP, said)
+        held = gap <= MOST_GAP
+        yield Check("depth", "gap", *told, held, f"{gap:+.3f} nats", f"{MOST_GAP:g}")
 
 
 def _decay(swept: Swept) -> Iterator[Check]:
@@ -250,8 +253,6 @@ def _decay(swept: Swept) -> Iterator[Check]:
     for (narrow, scaled), less in means.items():
         for (wide, decay), more in means.items():
             if narrow == base < wide:
-                off = more / less - 1
-                said = f"{more:.2f} of the start left, {less:.2f} in the base, "
-                said += f"limit {MOST_LEFT:.0%}"
-                held, control = abs(off) <= MOST_LEFT, decay != scaled
-                yield Check("width", "decay", "mup", control, held, said)
+                held, control = abs(more / less - 1) <= MOST_LEFT, decay != scaled
+                said = f"{more:.2f}, base {less:.2f}"
+                yield Check("width", "decay", "mup", control, held, said, f"{MOST_LEFT:.0%}")

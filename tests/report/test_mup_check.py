@@ -58,7 +58,7 @@ def test_the_page_has_every_size_in_every_scheme_and_a_verdict(place, page):
     for size, scheme in ((16, "base"), (32, "SP"), (32, "muP"), (4, "muP"), (4, "CompleteP")):
         assert re.search(rf"^ +{size}  {scheme} ", page, re.M), page
     for name in ("shift", "gap", "wider", "sensitivity", "decay", "deeper"):
-        assert re.search(rf"^(width|depth) +{name} ", page, re.M)
+        assert re.search(rf"^(width|depth) {name} ", page, re.M)
     assert "transfer here" in page or "controls did not" in page
 
 

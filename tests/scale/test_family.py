@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
@@ -148,10 +149,9 @@ def test_the_page_says_what_is_known_and_data_are_plain():
 
     made = family(log2_lrs=(-6.0, -5.0, -4.0))
     fits = fit(made, trained(made, loss), math.log(VOCAB))
-    console = Console(width=80, record=True)
-    with console.capture():
-        show(fits, console)
-    page = console.export_text()
+    console = Console(width=80, file=io.StringIO())
+    show(fits, console)
+    page = console.file.getvalue()
     assert "too few sizes ended well" in page
     assert "the sweep is too narrow" in page
-    assert math.inf not in json.loads(json.dumps(told(fits), allow_nan=False)).values()
+    json.dumps(told(fits), allow_nan=False)
