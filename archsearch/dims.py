@@ -14,6 +14,7 @@ The declaration is the widest legal set. A space file narrows it and never widen
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,11 +86,7 @@ class Dim:
     @property
     def values(self) -> tuple[Value, ...] | None:
         """Every legal value in order, or None for a continuous range."""
-        if self.options:
-            return self.options
-        if math.isinf(self.count):
-            return None
-        return tuple(self._nth(i) for i in range(int(self.count)))
+        return self.options or _listed(self)
 
     @property
     def first(self) -> Value:
@@ -239,6 +236,14 @@ class Dim:
             name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
         }
         return cls(**fields)
+
+
+@functools.cache
+def _listed(dim: Dim) -> tuple[Value, ...] | None:
+    """The values of a range, once: strategies ask for them thousands of times."""
+    if math.isinf(dim.count):
+        return None
+    return tuple(dim._nth(i) for i in range(int(dim.count)))
 
 
 def one(value: Value) -> Dim:

@@ -39,6 +39,10 @@ from archsearch.search.moves import Choose, Decisions
 SEEDS, ASKS = 15, 50
 MIXERS = {"mamba2": 3, "attention": 2, "gla": 2, "hyena": 1, "ttt": 2}
 FFNS = {"swiglu": 1, "moe": 3, "peer": 2, "none": 0}
+SLOTS = [
+    (name, blocks, Dim(options=tuple(blocks)))
+    for name, blocks in (("mixer", MIXERS), ("ffn", FFNS))
+]
 NUMBER = Dim(low=0, high=4, step=1, default=0)
 
 
@@ -51,9 +55,9 @@ class Toy:
     def resolve(self, choose: Choose) -> Hashable:
         placed = []
         for i in range(8):
-            for name, blocks in (("mixer", MIXERS), ("ffn", FFNS)):
+            for name, blocks, kinds in SLOTS:
                 path = f"body[{i}].{name}"
-                block = choose(path, Dim(options=tuple(blocks)))
+                block = choose(path, kinds)
                 numbers = (choose(f"{path}.{block}.p{k}", NUMBER) for k in range(blocks[block]))
                 placed.append((block, *numbers))
         return tuple(placed)

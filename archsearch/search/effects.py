@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ import numpy as np
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
 
-from archsearch.search.graphgp import Features, Model, genome_graph, subtrees
+from archsearch.search.graphgp import Model, genome_graph, likeness, subtrees
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,20 +63,19 @@ def motifs(records: Sequence[Record]) -> list[Effect]:
     done = [r for r in records if r.values]
     if len(done) < FEWEST:
         return []
-    counted = [subtrees(genome_graph(record.genome)) for record in done]
-    shallow = [{w: n for w, n in words.items() if w.count("(") < 2} for words in counted]
-    lengths = [sum(n * n for n in words.values()) ** 0.5 for words in shallow]
+    shallow = [sum(subtrees(genome_graph(r.genome))[:2], Counter()) for r in done]
+    lengths = [math.hypot(*words.values()) for words in shallow]
     score_T = np.array([record.score for record in done])
     seen = [
-        Features({word: n / length for word, n in words.items()}, {"": 0.0})
+        {word: n / length for word, n in words.items()}
         for words, length in zip(shallow, lengths, strict=True)
     ]
-    model = Model.fitted(seen, score_T - score_T.mean())
+    model = Model.fitted(likeness(seen, seen), score_T - score_T.mean())
     trials = {word: sum(word in words for words in shallow) for words in shallow for word in words}
     asked = [w for w, n in trials.items() if 1 < n < len(done) and w != "embedding"]
     if not asked:
         return []
-    mean_W, deviation_W = model.predict([Features({word: 1.0}, {"": 0.0}) for word in asked])
+    mean_W, deviation_W = model.predict(likeness([{word: 1.0} for word in asked], seen))
     one = 1 / statistics.mean(lengths)
     effects = [
         Effect(_spelt(word), float(mean) * one, 1.96 * float(deviation) * one, trials[word])

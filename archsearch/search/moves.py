@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Hashable, Mapping
+from functools import cache
 from typing import Protocol
 
 from archsearch.dims import Dim, Value
@@ -44,15 +45,16 @@ def questions(tree: Tree, decisions: Mapping[str, Value]) -> dict[str, Dim]:
 
 def complete(tree: Tree, wanted: Mapping[str, Value], rng: random.Random) -> Decisions:
     """The answers wanted where they are legal, others drawn."""
-    drawn, answers = tree.sample(rng), dict[str, Value]()
+    drawn, answers = Decisions(), Decisions()
 
     def answer(path: str, dim: Dim) -> Value:
         if path in wanted and wanted[path] in dim:
             answers[path] = wanted[path]
-        elif path in drawn and drawn[path] in dim:
-            answers[path] = drawn[path]
-        else:
-            answers[path] = dim.sample(rng)
+            return answers[path]
+        if not drawn:
+            drawn.update(tree.sample(rng))
+        known = path in drawn and drawn[path] in dim
+        answers[path] = drawn[path] if known else dim.sample(rng)
         return answers[path]
 
     tree.ask(answer)
@@ -63,9 +65,14 @@ def kind_of(path: str, dim: Dim) -> str:
     """repeat, number or choice: what a question asks for."""
     if path.rpartition(".")[2] in ("repeat", "unique"):
         return "repeat"
-    values = dim.options or (dim.low,)
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    return "number" if len(numbers) == len([v for v in values if v is not None]) else "choice"
+    return "number" if _ordered(dim) else "choice"
+
+
+@cache
+def _ordered(dim: Dim) -> bool:
+    """Whether all values but None are numbers."""
+    values = [v for v in dim.options or (dim.low,) if v is not None]
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def steps(dim: Dim, value: Value) -> list[Value]:

@@ -75,8 +75,9 @@ def test_the_model_passes_through_what_it_has_seen_and_doubts_what_it_has_not():
     members = [SPACE.sample(random.Random(seed)) for seed in range(8)]
     found = [graphgp.features(SPACE, graphgp.genome_graph, m) for m in members]
     y = np.linspace(-1.0, 1.0, 6)
-    model = graphgp.Model(found[:6], y, noise=1e-6)
-    mean, deviation = model.predict(found)
+    K = graphgp.kernel(found, found[:6])
+    model = graphgp.Model(K[:6], y, noise=1e-6)
+    mean, deviation = model.predict(K)
     np.testing.assert_allclose(mean[:6], y, atol=1e-3)
     assert deviation[6:].min() > 10 * deviation[:6].max()
 
