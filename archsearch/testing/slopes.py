@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from statistics import fmean, linear_regression, stdev
 from typing import Any
 
@@ -247,8 +248,8 @@ def movements(model: Model, text: Text) -> dict[str, float | None]:
             before = observe(model, text)
         for name, steps in groups.items():
             kept = [parameter.clone() for parameter, _ in steps]
-            for parameter, step in steps:
-                parameter.add_(step)
+            for parameter, change in steps:
+                parameter.add_(change)
             frozen.at = 0
             with frozen:
                 after = observe(model, text)
@@ -302,12 +303,16 @@ def measured(
 
 def widths(net: Net, factors: Sequence[int]) -> dict[int, Callable[[int], Model]]:
     """The models of a net that are so much wider than the base, for each start."""
-    return {factor: lambda start, f=factor: net.build(f, start=start) for factor in factors}
+    return {factor: partial(_wide, net, factor) for factor in factors}
+
+
+def _wide(net: Net, factor: int, start: int) -> Model:
+    return net.build(factor, start=start)
 
 
 def depths(net: Net, copies: Sequence[int]) -> dict[int, Callable[[int], Model]]:
     """The models of a net with so many copies of the block, for each start."""
-    return {count: lambda start, c=count: net.build(1, c, start) for count in copies}
+    return {count: partial(net.build, 1, count) for count in copies}
 
 
 def warm_movements(model: Model, text: Text) -> dict[str, float | None]:
