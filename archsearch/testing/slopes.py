@@ -89,8 +89,9 @@ class Text:
         )  # fmt: skip
         # one held-out token, which nothing answers right: training does not end early
         last_11 = self.rows[0][:1, -1:]
+        task: Any = self
         return Training(
-            model, self, recipe, stream("rows"), (last_11, torch.full_like(last_11, -1))
+            model, task, recipe, stream("rows"), (last_11, torch.full_like(last_11, -1))
         )
 
 
@@ -247,14 +248,14 @@ def movements(model: Model, text: Text) -> dict[str, float | None]:
         with frozen:
             before = observe(model, text)
         for name, steps in groups.items():
-            kept = [parameter.clone() for parameter, _ in steps]
-            for parameter, change in steps:
-                parameter.add_(change)
+            kept = [moved.clone() for moved, _ in steps]
+            for moved, step in steps:
+                moved.add_(step)
             frozen.at = 0
             with frozen:
                 after = observe(model, text)
-            for (parameter, _), old in zip(steps, kept, strict=True):
-                parameter.copy_(old)
+            for (moved, _), old in zip(steps, kept, strict=True):
+                moved.copy_(old)
             found[name] = None
             for seen in ("logits",) if name in BEHIND else ("stream", "added"):
                 change_NR = (getattr(after, seen) - getattr(before, seen)) / STEP
