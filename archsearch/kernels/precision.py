@@ -20,10 +20,11 @@ def in_full(function: Kernel) -> Kernel:
     """
 
     @functools.wraps(function)
-    def run(*given: Any) -> Any:
-        device = next(x.device.type for x in _flat(given) if isinstance(x, Tensor))
+    def run(*given: Any, **named: Any) -> Any:
+        every = _flat((*given, *named.values()))
+        device = next(x.device.type for x in every if isinstance(x, Tensor))
         with torch.autocast(device, enabled=False):
-            return function(*given)
+            return function(*given, **named)
 
     whole: Any = run
     return whole

@@ -99,7 +99,7 @@ def test_stored_rows_are_judged_anew_without_training(place, page):
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (("--widths", "16,20"), 2, "width"),
+        (("--widths", "16,20"), 2, "cannot be 20 wide"),
         (("--widths", "16,x"), 3, "no list of whole numbers"),
         (("--schemes", "sp,mop"), 3, "unknown scheme 'mop'; did you mean 'mup'?"),
         (("--context", "5000"), 5, "a window of length 5000"),

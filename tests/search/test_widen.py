@@ -538,7 +538,8 @@ def test_every_command_finds_the_newest_revision(tmp_path, url, monkeypatch):
 
     def archsearch(*words):
         said = Console(file=io.StringIO(), width=300)
-        monkeypatch.setattr(cli, "console", said)
+        for stage in (cli.search, cli.models):
+            monkeypatch.setattr(stage, "console", said)
         cli.app([*words, *place], standalone_mode=False)
         return said.file.getvalue()
 
