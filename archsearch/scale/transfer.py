@@ -232,6 +232,8 @@ class Swept:
         text = motif(self.genome).text()
         for row in self.rows:
             told = {key: value for key, value in asdict(row).items() if value is not None}
+            if not row.decay:
+                del told["decay"]
             told["loss"] = row.loss if math.isfinite(row.loss) else None
             yield {"genome": text} | told
 

@@ -36,10 +36,15 @@ MOST_RATIO = 1.3
 """Learning-rate sensitivity of the largest size over that of the base."""
 MOST_LEFT = 0.15
 """By what share of it that which decay leaves of the start may differ between two widths."""
-CONTROL_SHIFT = -2 / 3
-"""Powers of two per doubling of the width that SP must move, or the sweep could not tell."""
+AROUND = 2.0
+"""Powers of two from the base's best learning rate within which sensitivity is measured."""
+FULL = 3.0
+"""Doublings of the width that the limits of controls are for."""
+CONTROL_SHIFT = -2.0
+"""Powers of two that SP must move over them, and in proportion over fewer."""
 CONTROL_GAP = 0.1
-"""Nats that the base's best learning rate must cost at the largest width in SP."""
+"""Nats that the base's best learning rate must cost there in SP; as losses are parabolas near their
+least, it grows as the square of the shift."""
 CONTROL_DEEPER = 0.05
 """Nats that the deepest model must be worse than the base with a = 0."""
 
@@ -119,8 +124,10 @@ class Transfer:
 
     @property
     def sensitivities(self) -> tuple[float, ...]:
-        """How far above its best each sweep is on average, over the rates that all have."""
-        rates = set.intersection(*(set(sweep.log2_lrs) for sweep in self.sweeps))
+        """How far above its best each sweep is on average, over rates near the base's best one."""
+        shared = set.intersection(*(set(sweep.log2_lrs) for sweep in self.sweeps))
+        near = sorted(shared, key=lambda rate: abs(rate - self.at))
+        rates = {rate for i, rate in enumerate(near) if i < 3 or abs(rate - self.at) <= AROUND}
         return tuple(_of_rates(sweep, rates).sensitivity for sweep in self.sweeps)
 
     @property
@@ -210,15 +217,17 @@ def _over_width(of: Transfer) -> Iterator[Check]:
     rise = max(after - before for before, after in pairwise(of.at_base))
 
     def check(name: str, held: bool, measured: str, limit: float) -> Check:
-        return Check("width", name, of.scheme, of.control, held, measured, f"{limit:g}")
+        return Check("width", name, of.scheme, of.control, held, measured, f"{limit:.3g}")
 
     moved = f"{shift.value:+.2f} powers of two"
     if of.control:
-        least = CONTROL_SHIFT * of.doublings
-        worse = of.at_base[-1] - min(of.at_base)
+        share = min(1.0, of.doublings / FULL)
+        least, most = CONTROL_SHIFT * share, CONTROL_GAP * share**2
         yield check("shift", shift.value > least, moved, least)
-        yield check("gap", gap < CONTROL_GAP, f"{gap:+.3f} nats", CONTROL_GAP)
-        yield check("wider", worse <= 0, f"{worse:+.3f} nats", 0)
+        yield check("gap", gap < most, f"{gap:+.3f} nats", most)
+        if of.doublings >= FULL:  # over fewer, what width gains may outweigh the wrong rate
+            worse = of.at_base[-1] - min(of.at_base)
+            yield check("wider", worse <= 0, f"{worse:+.3f} nats", 0)
     else:
         known = not (of.optima[0].why or of.optima[-1].why)
         near = of.slope is not None and of.slope.low <= MOST_SLOPE and of.slope.high >= -MOST_SLOPE

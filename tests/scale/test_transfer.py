@@ -108,6 +108,15 @@ def test_a_control_that_holds_is_not_passed():
     assert not found["width", "gap", "sp", True]
 
 
+def test_over_fewer_doublings_a_control_is_asked_for_its_share():
+    whole = swept()
+    near = replace(whole, rows=tuple(row for row in whole.rows if row.width <= 128))
+    found = outcomes(near)
+    assert found["width", "shift", "sp", True]
+    assert found["width", "gap", "sp", True]
+    assert ("width", "wider", "sp", True) not in found
+
+
 def test_an_optimum_at_the_end_of_the_sweep_is_no_transfer_but_bounds_the_control():
     def best(scheme, width, depth):
         return -6.0 if width == 32 else -13.0
