@@ -49,6 +49,9 @@ bench: $(VENV)/installed-dev  ## measure what benchmarks/results/ holds
 	$(BIN)/python benchmarks/samplers.py nb201 --trials 50 100 200 --out benchmarks/results/samplers.json
 	$(BIN)/python benchmarks/hybridbench.py measure --out benchmarks/results/hybridbench.json
 	$(BIN)/python benchmarks/proposals.py --out benchmarks/results/proposals.json
+	$(BIN)/archsearch run quickstart
+	$(BIN)/archsearch fidelity runs/quickstart --genomes 16 --width 256 --steps 200
+	cp runs/quickstart/fidelity/fidelity.json runs/quickstart/fidelity/fidelity.svg benchmarks/results/
 
 pictures: $(VENV)/installed-dev  ## draw the pictures of the README anew
 	$(BIN)/python docs/pictures.py

@@ -32,7 +32,7 @@ BEST = 5
 """Genomes that are listed."""
 LEGEND = (
     "> ranks worse than the proxy, < better, = not told apart from it. Intervals: 95 %. pairs: "
-    "share in the right order of those that the target tells apart. given params: rho with log "
+    "share in the right order of those that the target tells apart. partial: rho with log "
     "parameters controlled for. same, other: tau among genomes of the same blocks, and of other "
     "ones. regret: nats lost by the first pick, and by the best of the first three. gain: nats per "
     "doubling of the FLOPs, from the width of the run."
@@ -71,24 +71,27 @@ def print_report(
     console.print(
         Text.assemble((found.panel.proxy.name, "bold"), f": {found.agreement.verdict.text}")
     )
+    for standing in found.agreement.baselines:
+        if _mark(standing) == "<":
+            say(f"{standing.name} ranks better: tau {standing.tau:.2f}, p {standing.p:.2g}")
 
 
 def _standings(agreement: Agreement) -> Table:
     """The proxy, then what could stand in for it; an interval stands below its value."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("  ranked by", no_wrap=True)
-    headers = ("tau-b", "p", "pairs", "rho\ngiven params", "same\nother", "regret\nof 1, of 3")
+    headers = ("tau-b", "p", "pairs", "rho\npartial", "same\nother", "regret\nof 1, of 3")
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for standing in (agreement.proxy, *agreement.baselines):
         of = standing.correlations
         table.add_row(
             f"{_mark(standing)} {standing.name}\n",
-            f"{of.tau.value:.2f}\n{_interval(of.tau)}",
+            f"{_two(of.tau.value)}\n{_two(of.tau.low)}..{_two(of.tau.high)}",
             f"{standing.p:.2g}",
             _percent(standing.accuracy),
-            f"{of.spearman.value:.2f}\n{of.partial.value:.2f}",
-            "\n".join("-" if e is None else f"{e.value:.2f}" for e in (of.within, of.across)),
+            f"{_two(of.spearman.value)}\n{_two(of.partial.value)}",
+            "\n".join("-" if e is None else _two(e.value) for e in (of.within, of.across)),
             "\n".join(f"{nats:.3f}" for nats in standing.regret),
             style="bold" if standing is agreement.proxy else "",
         )
@@ -105,8 +108,9 @@ def _mark(standing: Standing) -> str:
     return "<" if standing.lead.high < 0 else "="
 
 
-def _interval(of: Estimate) -> str:
-    return f"{of.low:.2f}..{of.high:.2f}"
+def _two(value: float) -> str:
+    """Two decimals, and no minus where none of them is left."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _percent(share: Estimate | None) -> str:
@@ -151,7 +155,7 @@ def _notes(found: Fidelity, names: dict[str, str]) -> list[str]:
     ceiling += f"{agreement.ceiling:.2f}"
     if agreement.proxy_ceiling is not None:
         ceiling += f", of the proxy's to {agreement.proxy_ceiling:.2f}"
-    if agreement.share is not None:
+    if agreement.share is not None and agreement.share > 0:
         ceiling += f"; tau is {agreement.share:.0%} of the target's"
     notes = [
         ceiling,

@@ -120,13 +120,16 @@ def _accuracy(model: Model, task: Any, rows: int, batch: int, rng: Any) -> float
 
 
 def recall(folder: Path, study: Study) -> Known:
-    """Every fresh training that is known of a study: in its run directory, and in its storage."""
+    """Every fresh training that is known of a study: in its storage, and in its run directory.
+
+    The directory counts where both know one, as an older study kept only means over tasks.
+    """
     try:
         data = json.loads((folder / MEMORY).read_text())
         known = from_plain(data["fresh"]) if data["made"] == _made(study.experiment()) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = {}
-    return merged(known, study.fresh)
+    return merged(study.fresh, known)
 
 
 def remember(folder: Path, experiment: Experiment, known: Known) -> None:

@@ -96,6 +96,7 @@ def _table(said):
 def _is_whole(home, said):
     """The files hold what was printed."""
     assert max(map(len, _table(said).splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said
     told = json.loads((home / "fidelity.json").read_text())
     assert told["genomes"] == len(told["panel"]) == 6
     assert told["command"].startswith("archsearch fidelity")

@@ -284,6 +284,15 @@ def test_memory_of_fresh_trainings_is_for_the_same_tasks_recipe_and_seed(tmp_pat
     assert recall(tmp_path, study) == study.fresh != {}
 
 
+def test_what_is_known_of_each_task_is_not_lost_to_a_study_that_kept_the_mean(tmp_path):
+    study = searched(tmp_path / "run", TINY, "search.trials=1")
+    key = study.records()[0].genome.key
+    study.keep_finals(1, 2, {key: {0: Fresh(0.5, 1.0, 0.25)}})
+    each = {key: {0: Fresh(0.5, 1.0, 0.25, "", (0.4, 0.6))}}
+    remember(tmp_path, study.experiment(), each)
+    assert recall(tmp_path, study) == each
+
+
 PATIENCE = 150
 """Seconds that a process may take to begin or to end on a busy machine."""
 LONG = """\
