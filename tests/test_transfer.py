@@ -146,7 +146,7 @@ def test_a_role_that_is_missing_or_wrong_is_caught(monkeypatch):
     wrong = [name for name, grow, said, _ in axes_that_grow(genome) if grow != said]
     assert wrong == ["stack.branches.0.block.inner.branches.0.block.up.weight"]
     monkeypatch.setattr(SwiGLU, "roles", left)
-    with pytest.raises(BlockError, match="'up.weight' has no role"):
+    with pytest.raises(BlockError, match=r"'up\.weight' has no role"):
         build(genome, VOCAB, generator=generator("start"), base=Base(16, 2))
 
 
@@ -280,5 +280,5 @@ def test_a_large_hybrid_trains_at_the_base_learning_rate():
 
 
 def test_a_width_that_heads_do_not_fit_names_the_nearest():
-    with pytest.raises(SpaceError, match="multiples of 8, e.g. 32, 40"):
+    with pytest.raises(SpaceError, match=r"multiples of 8, e\.g\. 32, 40"):
         widened(Genome(16, (Gene.of("attention", heads=2),)), 36)

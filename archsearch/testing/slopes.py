@@ -88,7 +88,9 @@ class Text:
         )  # fmt: skip
         # one held-out token, which nothing answers right: training does not end early
         last_11 = self.rows[0][:1, -1:]
-        return Training(model, self, recipe, stream("rows"), (last_11, torch.full_like(last_11, -1)))
+        return Training(
+            model, self, recipe, stream("rows"), (last_11, torch.full_like(last_11, -1))
+        )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from archsearch.blocks.mod import MoD
 from archsearch.blocks.peer import PEER
 from archsearch.blocks.swiglu import SwiGLU
 from archsearch.catalogue import block_names
+from archsearch.testing import slopes
 from archsearch.testing import transfer as laws
 from archsearch.testing.slopes import (
     VOCAB,
@@ -85,7 +86,12 @@ def bc_as_readout(w_CD, generator):
 @pytest.mark.parametrize(
     ("block", "name", "changes", "moves"),
     [
-        (Mamba2, "in_proj.weight", {"init": bc_as_readout}, r"dt_bias as size\^-.*A_log as size\^-"),
+        (
+            Mamba2,
+            "in_proj.weight",
+            {"init": bc_as_readout},
+            r"dt_bias as size\^-.*A_log as size\^-",
+        ),
         (PEER, "up.weight", {"kind": "hidden"}, r"for up\.weight as size\^-"),
         (SwiGLU, "up.weight", {"kind": "embedding"}, r"for up\.weight as size\^\+"),
         (Attention, "out.weight", {"kind": "vector"}, r"for out\.weight as size\^\+"),
@@ -97,7 +103,7 @@ def test_a_wrong_role_is_caught(monkeypatch, block, name, changes, moves):
         laws.moves_alike_at_every_width(usual(block))
 
 
-@pytest.mark.parametrize("block", [Attention, Mamba2, PEER, SwiGLU])
+@pytest.mark.parametrize("block", [Attention, Mamba2, PEER])
 @pytest.mark.parametrize(
     ("law", "scheme", "moves"),
     [
@@ -113,9 +119,10 @@ def test_a_scheme_that_does_not_transfer_is_caught(monkeypatch, law, scheme, mov
 
 
 @pytest.mark.parametrize(
-    ("without", "moves"), [("lr", r"branches 5 as size\^\+"), ("multiplier", r"logits 1 as size\^\+")]
+    ("without", "moves"),
+    [("lr", r"branches 5 as size\^\+"), ("multiplier", r"logits 1 as size\^\+")],
 )
-@pytest.mark.parametrize("block", [Attention, Mamba2, SwiGLU])
+@pytest.mark.parametrize("block", [Attention, SwiGLU])
 def test_half_a_scheme_is_caught(monkeypatch, without, moves, block):
     def half(*given):
         return dataclasses.replace(mup.scale(*given), **{without: 1.0})
@@ -125,7 +132,9 @@ def test_half_a_scheme_is_caught(monkeypatch, without, moves, block):
         laws.learns_alike_at_every_width(usual(block))
 
 
-@pytest.mark.parametrize(("field", "what"), [("init", "weights"), ("lr", "groups"), ("eps", "groups")])
+@pytest.mark.parametrize(
+    ("field", "what"), [("init", "weights"), ("lr", "groups"), ("eps", "groups")]
+)
 def test_a_base_that_is_not_itself_is_caught(monkeypatch, field, what):
     def off(*given):
         found = mup.scale(*given)
@@ -151,20 +160,23 @@ def test_a_wrong_spread_is_caught(monkeypatch, block, name, init):
         laws.draws_as_scaled(usual(block))
 
 
-def test_routing_stands_still_in_a_step_that_decides_a_tie(monkeypatch):
-    """All experts tie where the router is 0; a step must not send the tokens elsewhere."""
-    from archsearch.testing import slopes
+class Free(slopes.Frozen):
+    """Lets every pass choose anew."""
 
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_decides_a_tie(monkeypatch):
+    """All experts tie where the router starts at 0: a step would send the tokens elsewhere."""
     (case,) = (case for case in ALL if str(case) == "moe-32-router=noisy_top_k")
-    model, text = Net(case).build(), Text()
-    frozen = slopes.movements(model, text)["embedding.weight"]
-    assert frozen is not None
-    assert abs(frozen) < 5
-    monkeypatch.setattr(slopes.Frozen, "__torch_function__", lambda self, f, t, a=(), k=None: f(*a, **(k or {})))
 
+    def moved():
+        return slopes.movements(Net(case).build(), Text())["noisy_gate.weight"]
 
-def slopes_of(found, *names):
-    return {name: round(found[name].slope, 2) for name in names}
+    frozen = moved()
+    monkeypatch.setattr(slopes, "Frozen", Free)
+    assert moved() > frozen + 10
 
 
 @pytest.mark.slow
@@ -172,40 +184,37 @@ def slopes_of(found, *names):
 def test_every_group_moves_the_stream_as_far_at_every_width(case):
     found = measured(widths(Net(case), (1, 2, 4, 8)), range(6), warm_movements)
     assert {(str(case), name) for name in found if found[name] is None} <= SILENT
-    slopes = {name: slope.slope for name, slope in found.items() if slope}
-    assert {(str(case), name) for name, s in slopes.items() if abs(s) > 0.25} <= BEYOND
+    beyond = {name for name, slope in found.items() if slope and abs(slope.slope) > 0.25}
+    assert {(str(case), name) for name in beyond} <= BEYOND
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", USUAL, ids=str)
 def test_training_moves_as_far_at_every_width(case):
-    names = ("logits 1", "stream 5", "branches 5")
-    for scheme in ("completep", "sp"):
-        models = widths(Net(case, scheme), (1, 2, 4, 8))
-        found = slopes_of(measured(models, range(4), learned_silently), *names)
-        if scheme == "sp":
-            assert found["logits 1"] >= 0.4
-        else:
-            assert all(abs(slope) <= 0.15 for slope in found.values()), found
+    found = measured(widths(Net(case), (1, 2, 4, 8)), range(6), learned_silently)
+    for name in ("logits 1", "stream 5", "branches 5"):
+        assert abs(found[name].slope) <= 0.15 + found[name].error, (name, found[name])
+    control = measured(widths(Net(case, "sp"), (1, 4)), range(2), learned_silently)
+    assert control["logits 1"].slope >= 0.35
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", USUAL, ids=str)
 def test_training_moves_as_far_at_every_depth(case):
-    bounds = {"completep": (-0.25, 0.15), "depth_mup": (-0.25, 0.15), "mup": (0.5, math.inf)}
-    for scheme, (least, most) in bounds.items():
-        models = depths(Net(case, scheme), (2, 4, 8, 16))
-        found = slopes_of(measured(models, range(2), learned), "stream 1", "stream 5")
-        print(case, scheme, found)
+    found, control = (
+        measured(depths(Net(case, scheme), (2, 4, 8, 16)), range(3), learned)
+        for scheme in ("completep", "mup")
+    )
+    assert -0.25 <= found["stream 5"].slope <= 0.15, found
+    assert control["stream 1"].slope >= 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", USUAL, ids=str)
 def test_shared_weights_move_as_far_however_often_they_are_used(case):
-    names = ("stream 0", "stream 1", "stream 5")
-    models = depths(Net(case, shared=True), (2, 4, 8, 16))
-    found = slopes_of(measured(models, range(2), learned), *names)
-    assert all(abs(slope) <= 0.2 for slope in found.values()), found
+    found = measured(depths(Net(case, shared=True), (2, 4, 8, 16)), range(2), learned)
+    for name in ("stream 0", "stream 1", "stream 5"):
+        assert abs(found[name].slope) <= 0.2, (name, found[name])
 
 
 @pytest.mark.slow
