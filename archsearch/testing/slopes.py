@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from statistics import fmean, linear_regression, stdev
 from typing import Any
 
@@ -88,8 +89,9 @@ class Text:
         )  # fmt: skip
         # one held-out token, which nothing answers right: training does not end early
         last_11 = self.rows[0][:1, -1:]
+        task: Any = self
         return Training(
-            model, self, recipe, stream("rows"), (last_11, torch.full_like(last_11, -1))
+            model, task, recipe, stream("rows"), (last_11, torch.full_like(last_11, -1))
         )
 
 
@@ -246,14 +248,14 @@ def movements(model: Model, text: Text) -> dict[str, float | None]:
         with frozen:
             before = observe(model, text)
         for name, steps in groups.items():
-            kept = [parameter.clone() for parameter, _ in steps]
-            for parameter, step in steps:
-                parameter.add_(step)
+            kept = [moved.clone() for moved, _ in steps]
+            for moved, step in steps:
+                moved.add_(step)
             frozen.at = 0
             with frozen:
                 after = observe(model, text)
-            for (parameter, _), old in zip(steps, kept, strict=True):
-                parameter.copy_(old)
+            for (moved, _), old in zip(steps, kept, strict=True):
+                moved.copy_(old)
             found[name] = None
             for seen in ("logits",) if name in BEHIND else ("stream", "added"):
                 change_NR = (getattr(after, seen) - getattr(before, seen)) / STEP
@@ -302,12 +304,16 @@ def measured(
 
 def widths(net: Net, factors: Sequence[int]) -> dict[int, Callable[[int], Model]]:
     """The models of a net that are so much wider than the base, for each start."""
-    return {factor: lambda start, f=factor: net.build(f, start=start) for factor in factors}
+    return {factor: partial(_wide, net, factor) for factor in factors}
+
+
+def _wide(net: Net, factor: int, start: int) -> Model:
+    return net.build(factor, start=start)
 
 
 def depths(net: Net, copies: Sequence[int]) -> dict[int, Callable[[int], Model]]:
     """The models of a net with so many copies of the block, for each start."""
-    return {count: lambda start, c=count: net.build(1, c, start) for count in copies}
+    return {count: partial(net.build, 1, count) for count in copies}
 
 
 def warm_movements(model: Model, text: Text) -> dict[str, float | None]:
