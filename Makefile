@@ -44,6 +44,7 @@ check: $(VENV)/installed-dev  ## lint and types
 bench: $(VENV)/installed-dev  ## measure what benchmarks/results/ holds
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/mup_groups.py --out benchmarks/results/mup_groups.json
 	$(BIN)/python benchmarks/blocks.py --out benchmarks/results/blocks.json
 	$(BIN)/python benchmarks/samplers.py toy --seeds 10 --out benchmarks/results/samplers.json
 	$(BIN)/python benchmarks/samplers.py nb201 --trials 50 100 200 --out benchmarks/results/samplers.json

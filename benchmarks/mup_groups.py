@@ -49,7 +49,8 @@ def main() -> None:
         for case in settings(block_class(name)):
             rows += measure(case)
     if given.out:
-        made = {"command": "python benchmarks/mup_groups.py --out " + str(given.out)}
+        only = ["--only", *given.only] if given.only else []
+        made = {"command": " ".join(["python benchmarks/mup_groups.py", *only])}
         about = {"python": platform.python_version(), "torch": version("torch"), "threads": 1}
         sizes = {"base": 64, "factors": FACTORS, "starts": STARTS, "further": FURTHER}
         lines = ",\n".join(json.dumps(row) for row in rows)

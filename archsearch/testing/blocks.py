@@ -42,6 +42,8 @@ from archsearch.testing.cases import (
     stream,
     wider,
 )
+from archsearch.testing.slopes import settings
+from archsearch.testing.transfer import TRANSFER_LAWS
 
 __all__ = ["BLOCK_LAWS", "CASE_LAWS", "Applied", "Case", "cases", "contract"]
 
@@ -349,6 +351,7 @@ class Applied:
 def contract(block: type[Block]) -> list[Applied]:
     """Every law for one block, those of its cases included."""
     of_cases = [Applied(law, case) for law in CASE_LAWS for case in cases(block)]
+    of_cases += [Applied(law, case) for law in TRANSFER_LAWS for case in settings(block)]
     return [*(Applied(law, block) for law in BLOCK_LAWS), *of_cases]
 
 

@@ -212,9 +212,9 @@ def test_training_moves_as_far_at_every_depth(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", USUAL, ids=str)
 def test_shared_weights_move_as_far_however_often_they_are_used(case):
-    found = measured(depths(Net(case, shared=True), (2, 4, 8, 16)), range(2), learned)
+    found = measured(depths(Net(case, shared=True), (2, 4, 8, 16)), range(6), learned)
     for name in ("stream 0", "stream 1", "stream 5"):
-        assert abs(found[name].slope) <= 0.2, (name, found[name])
+        assert abs(found[name].slope) <= 0.2 + found[name].error, (name, found[name])
 
 
 @pytest.mark.slow
