@@ -84,12 +84,12 @@ class Qwen3Next(Target):
         return found
 
     def weights(self, source: Source) -> Weights:
-        smaller = eps_factor(EPS, FINE_EPS)
-        tied = smaller if source.genome.tie_embeddings else 1.0
-        around = source.frame(logits=tied)
-        around["model.embed_tokens.weight"] = source.embedding * smaller
-        around["lm_head.weight"] = source.readout * tied
+        smaller, tied = eps_factor(EPS, FINE_EPS), source.genome.tie_embeddings
+        around = source.frame(logits=smaller if tied else 1.0)
         around["model.norm.weight"] = _gain(around["model.norm.weight"])
+        around["model.embed_tokens.weight"] = smaller_VD = source.embedding * smaller
+        if tied:
+            around["lm_head.weight"] = smaller_VD
         times = source.branch * smaller
         found = source.pairs(
             lambda part: _mixer(part, times), lambda part: _feed_forward(part, times), gain=_gain

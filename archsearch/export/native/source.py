@@ -2,7 +2,7 @@
 
 Names are those that Llama has in transformers, where nothing else is said.
 
-Shapes: D model width, E inner width, F hidden width, K head width, V vocabulary.
+Shapes: D model width, E experts, F hidden width.
 """
 
 from __future__ import annotations

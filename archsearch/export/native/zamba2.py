@@ -11,6 +11,8 @@ from archsearch.export.native.source import mamba, under
 from archsearch.export.native.target import EPS, LEAST_STEP, Target
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from archsearch.export.native.source import Part, Source, Weights
@@ -142,7 +144,9 @@ def _shared(part: Part, turn: int, count: int, uses: int) -> Weights:
     return found
 
 
-def _lora(own: Any, name: str, rank: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+def _lora(
+    own: Mapping[str, Tensor], name: str, rank: int, shape: torch.Size
+) -> tuple[Tensor, Tensor]:
     """Both factors of a LoRA of a matrix of that shape, filled up to a rank."""
     outputs, inputs = shape
     like = own["out.weight"]
