@@ -69,10 +69,11 @@ def fitting(genome: Genome, name: str | None = None) -> Target:
         known = sum(gene.block in target.blocks for gene in genome.genes)
         refusals.append((known, refusal.layer, str(refusal)))
     why = max(refusals, key=lambda found: found[:2])[2]
-    blocks = {block for target in TARGETS.values() for block in target.blocks}
+    blocks = {block for target in targets for block in target.blocks}
     for number, gene in enumerate(genome.genes, 1):
         if gene.block not in blocks:
-            why = f"layer {number}: {gene.block} has no equivalent in any architecture"
+            where = name or "any architecture"
+            why = f"layer {number}: {gene.block} has no equivalent in {where}"
             break
     raise ExportError(f"{why}; {OTHERWISE}")
 
