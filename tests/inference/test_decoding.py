@@ -133,9 +133,12 @@ def test_a_context_has_room_for_what_is_asked_or_says_so(hybrid):
         list(generate(hybrid, [], 5))
 
 
-def test_a_model_that_looks_ahead_cannot_decode():
+def test_what_cannot_decode_says_why():
     with pytest.raises(ModelError, match="looks ahead"):
         list(generate(model_of("hydra"), PROMPT, 5))
+    genome = Genome(16, (Gene.of("swiglu"),))
+    with pytest.raises(ModelError, match="rebuilds a row"):
+        list(generate(build(genome, 11, "code", generator=generator("code")), PROMPT, 5))
 
 
 def test_temperature_0_is_greedy_and_a_seed_gives_one_text(hybrid):
