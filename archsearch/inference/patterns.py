@@ -126,9 +126,9 @@ def _mixers(model: Model) -> Iterator[tuple[str, Block]]:
 
 Call = Callable[..., Tensor]
 Read = Callable[[Call, dict[str, Any], Block], tuple[Tensor, ...]]
-"""To weights_HTS, skip_H, values_HSP and output_HTP of a `Pattern`, from a function that repeats the
-call of a kernel with the arguments that it is given in place of those of the call, those of the
-call, and the block that called."""
+"""To weights_HTS, skip_H, values_HSP and output_HTP of a `Pattern`. It is given a function that
+repeats the call of a kernel, with other arguments where they are named; the arguments of the call;
+and the block that called."""
 
 
 def _heads(values: str, skip: str = "") -> Read:
