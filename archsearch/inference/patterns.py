@@ -148,7 +148,7 @@ def _heads(values: str, skip: str = "") -> Read:
             units[skip] = torch.zeros_like(given[skip])
         weights_HTS, output_HTP = again(**units)[0].transpose(0, 1), again()[0].transpose(0, 1)
         values_HSP = v_1SHP[0].transpose(0, 1).repeat_interleave(len(weights_HTS) // heads, 0)
-        skip_H = given[skip] if skip else weights_HTS.new_zeros(len(weights_HTS))
+        skip_H = given[skip].detach() if skip else weights_HTS.new_zeros(len(weights_HTS))
         return weights_HTS, skip_H, values_HSP, output_HTP
 
     return read
