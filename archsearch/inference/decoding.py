@@ -54,10 +54,18 @@ def probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
 
 
 class Reader:
-    """A model in the middle of one text; the state is made once, for at most `context` tokens."""
+    """A model in the middle of one text; the state is made once, for at most `context` tokens.
+
+    Raises:
+        ModelError: if the model cannot decode.
+    """
 
     def __init__(self, model: Model, context: int) -> None:
         self.model = model
+        if model.readout_kind == "code":
+            raise ModelError(
+                "this model rebuilds a row that it has read, and does not go on from it"
+            )
         try:
             self.decoding = model.start(1, context)
         except BlockError as error:

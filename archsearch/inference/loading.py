@@ -3,7 +3,8 @@
 DIR is any of
 
     what `archsearch export` wrote    config.json with `tasks`: one set of weights for each task
-    a Hugging Face directory of ours  config.json with the genome, model.safetensors, tokenizer.json
+    a Hugging Face directory of ours  config.json with the genome, model.safetensors, and for a
+                                      model of text tokenizer.json
     what `archsearch scale` wrote     the checkpoints step-*/ of one training, or the directory of
                                       `winner` and `baseline`, of which the winner is taken
     a run                             its best model, best/
@@ -85,6 +86,7 @@ def load(folder: str | Path, task: str = "", tokenizer: str = "", device: str = 
     Raises:
         ExportError: if there is no model, or it is damaged, does not fit or is from a newer
             version, or the device is not there.
+        RunError: if the last checkpoint of a training is damaged or from a newer version.
         CorpusError: if the tokenizer cannot be used.
     """
     place = _place(Path(folder))
@@ -163,9 +165,12 @@ def _hugging_face(folder: Path, config: Mapping[str, Any], tokenizer: str) -> Lo
 
     model = _model(folder, folder / CONFIG, config, based)
     model.logit_multiplier = logits
+    of_text = tokenizer or _kept(folder)
     return Loaded(
-        folder=folder, model=model, vocabulary=_vocabulary(folder, model, tokenizer, ""),
-        context=None, base=_own_base(model),
+        folder=folder, model=model, context=None, base=_own_base(model),
+        vocabulary=(
+            _vocabulary(folder, model, of_text, "") if of_text else Vocabulary.of_ids(model.vocab)
+        ),
     )  # fmt: skip
 
 

@@ -126,8 +126,9 @@ def _mixers(model: Model) -> Iterator[tuple[str, Block]]:
 
 Call = Callable[..., Tensor]
 Read = Callable[[Call, dict[str, Any], Block], tuple[Tensor, ...]]
-"""From a kernel, the arguments of one call and the block that calls it to weights_HTS, skip_H,
-values_HSP and output_HTP of a `Pattern`."""
+"""To weights_HTS, skip_H, values_HSP and output_HTP of a `Pattern`. It is given a function that
+repeats the call of a kernel, with other arguments where they are named; the arguments of the call;
+and the block that called."""
 
 
 def _heads(values: str, skip: str = "") -> Read:
@@ -138,33 +139,32 @@ def _heads(values: str, skip: str = "") -> Read:
         skip: The argument with each head's factor on the direct path, if the kernel has that.
     """
 
-    def read(kernel: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ...]:
+    def read(again: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ...]:
         v_1SHP = given[values]
         _, time, heads, _ = v_1SHP.shape
         unit_SS = torch.eye(time, dtype=v_1SHP.dtype, device=v_1SHP.device)
         units = {values: unit_SS[None, :, None].expand(1, -1, heads, -1).contiguous()}
         if skip:
             units[skip] = torch.zeros_like(given[skip])
-        weights_HTS = kernel(**given | units)[0].transpose(0, 1)
-        output_HTP = kernel(**given)[0].transpose(0, 1)
+        weights_HTS, output_HTP = again(**units)[0].transpose(0, 1), again()[0].transpose(0, 1)
         values_HSP = v_1SHP[0].transpose(0, 1).repeat_interleave(len(weights_HTS) // heads, 0)
-        skip_H = given[skip] if skip else weights_HTS.new_zeros(len(weights_HTS))
+        skip_H = given[skip].detach() if skip else weights_HTS.new_zeros(len(weights_HTS))
         return weights_HTS, skip_H, values_HSP, output_HTP
 
     return read
 
 
-def _delta(kernel: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ...]:
+def _delta(again: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ...]:
     """For a kernel that takes what heads need as one tuple, the values as its `v`."""
     heads = given["heads"]
 
-    def unpacked(v: Tensor) -> Tensor:
-        return kernel(heads._replace(v=v))
+    def unpacked(v: Tensor = heads.v) -> Tensor:
+        return again(heads=heads._replace(v=v))
 
     return _heads("v")(unpacked, {"v": heads.v}, block)
 
 
-def _scan(kernel: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ...]:
+def _scan(again: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ...]:
     """For the scan of Mamba, in which every channel has a matrix: a sequence for each unit."""
     x_S1E, skip_E = given["x_TBE"], block.get_parameter("D").detach()
     time, _, channels = x_S1E.shape
@@ -172,29 +172,28 @@ def _scan(kernel: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ..
     units = {"x_TBE": unit_SS[..., None].expand(-1, -1, channels).contiguous()}
     for name in ("dt_TBE", "B_TBN", "C_TBN"):
         units[name] = given[name].expand(-1, time, -1).contiguous()
-    weights_ETS = kernel(**given | units).permute(2, 0, 1)
-    output_ET1 = torch.addcmul(kernel(**given), x_S1E, skip_E).permute(2, 0, 1)
+    weights_ETS = again(**units).permute(2, 0, 1)
+    output_ET1 = torch.addcmul(again(), x_S1E, skip_E).permute(2, 0, 1)
     return weights_ETS, skip_E, x_S1E.permute(2, 0, 1), output_ET1
 
 
-def _filters(kernel: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ...]:
+def _filters(again: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ...]:
     """For Hyena's long convolution, in which every channel has a filter."""
-    (name, u_1ES), *rest = given.items()
-    skip_E = block.get_parameter("bias").detach()
-    weights_NET = kernel(**{name: _units(u_1ES)}, **dict(rest))
-    output_1ET = torch.addcmul(kernel(**given), u_1ES, skip_E[:, None])
-    weights_ETS = weights_NET.permute(1, 2, 0).tril()  # an FFT leaves rounding errors ahead
-    return weights_ETS, skip_E, u_1ES[0, ..., None], output_1ET[0, ..., None]
+    u_1ES, skip_E = given["u_BDT"], block.get_parameter("bias").detach()
+    weights_ETS = again(u_BDT=_units(u_1ES)).permute(1, 2, 0)
+    output_1ET = torch.addcmul(again(), u_1ES, skip_E[:, None])
+    # an FFT leaves rounding errors ahead
+    return weights_ETS.tril(), skip_E, u_1ES[0, ..., None], output_1ET[0, ..., None]
 
 
-def _taps(kernel: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ...]:
+def _taps(again: Call, given: dict[str, Any], block: Block) -> tuple[Tensor, ...]:
     """For a convolution of a few taps, whose input has zeros in front."""
-    padded_1EU = given["input"]
-    front = padded_1EU.shape[-1] - kernel(padded_1EU).shape[-1]
+    padded_1EU, output_1ET = given["input"], again()
+    front = padded_1EU.shape[-1] - output_1ET.shape[-1]
     u_1ES = padded_1EU[..., front:]
-    weights_ETS = kernel(F.pad(_units(u_1ES), (front, 0))).permute(1, 2, 0)
+    weights_ETS = again(input=F.pad(_units(u_1ES), (front, 0))).permute(1, 2, 0)
     no_E = weights_ETS.new_zeros(len(weights_ETS))
-    return weights_ETS, no_E, u_1ES[0, ..., None], kernel(padded_1EU)[0, ..., None]
+    return weights_ETS, no_E, u_1ES[0, ..., None], output_1ET[0, ..., None]
 
 
 def _units(u_1ES: Tensor) -> Tensor:
@@ -241,8 +240,14 @@ def _watched(block: Block, name: str, places: int, see: See) -> Iterator[None]:
 
         def caught(kernel: Call, read: Read) -> Call:
             def call(*args: Any, **named: Any) -> Tensor:
-                given = inspect.signature(kernel).bind(*args, **named).arguments
-                weights, skip, values, output = read(kernel, given, block)
+                bound = inspect.signature(kernel).bind(*args, **named)
+                bound.apply_defaults()
+                given = bound.arguments
+
+                def again(**others: Any) -> Tensor:
+                    return kernel(*(given | others).values())
+
+                weights, skip, values, output = read(again, given, block)
                 found = Pattern(title, weights, skip, values, output, read in BY_CHANNEL)
                 see(_spread(found, ctx.position, places))
                 return kernel(*args, **named)

@@ -59,8 +59,12 @@ def on_text(
     """
     if not loaded.vocabulary.tokenizer:
         raise ModelError(
-            f"{loaded.folder} was trained on the task {loaded.label}, whose ids are no text; leave "
-            "--text out"
+            f"{loaded.folder} reads the ids of a task, not text; leave --text out"
+            + (
+                ""
+                if loaded.label
+                else ", and evaluate what `archsearch export --format yaml` wrote"
+            )
         )
     corpus = Corpus.open(sources, loaded.vocabulary.tokenizer, cache)
     if corpus.vocab - 1 > loaded.model.vocab:

@@ -22,15 +22,29 @@ CAUSAL = [name for name in block_names() if not block_info(name).bidirectional]
 SMALL = {"peer": {"keys": 16}, "loop": {"times": 2}, "pkm": {"keys": 16}}
 
 
-def gene(block, width):
-    kind = block_class(block)
-    usual = dataclasses.asdict(usual_config(kind, width))
-    return Gene.of(block, None, holding(kind), **usual | SMALL.get(block, {}))
+def gene_of(name, width):
+    block = block_class(name)
+    given = dataclasses.asdict(usual_config(block, width)) | SMALL.get(name, {})
+    return Gene.of(name, None, holding(block), **given)
 
 
 def model_of(*blocks, vocab=11, width=16, **frame):
-    genome = Genome(width, tuple(gene(b, width) for b in blocks), **frame)
+    genome = Genome(width, tuple(gene_of(block, width) for block in blocks), **frame)
     return build(genome, vocab, generator=generator("decoding", *blocks)).eval()
+
+
+class Mixed:
+    """Guesses of both kinds, and some that are right, or right but for the last one."""
+
+    def __init__(self, model, answer):
+        self.drafts, self.answer, self.calls = (EarlyExit(model, 1), Lookup()), answer, 0
+
+    def guess(self, seen, decoding, count):
+        self.calls += 1
+        if self.calls % 4 < 2:
+            return self.drafts[self.calls % 4].guess(seen, decoding, count)
+        right = self.answer[len(seen) :][:count]
+        return [*right[:-1], (right[-1] + self.calls % 4 - 2) % 11]
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +58,14 @@ def test_greedy_is_the_argmax_of_a_forward_pass(hybrid):
     assert logits_TV[len(PROMPT) - 1 : -1].argmax(-1).tolist() == tokens[len(PROMPT) :]
 
 
-@pytest.mark.parametrize("place", range(len(CAUSAL)), ids=lambda i: CAUSAL[i])
-def test_guesses_change_nothing_for_any_block(place):
-    """200 tokens, with guesses of one kind or the other; some right, some wrong."""
-    model = model_of(CAUSAL[place], "swiglu", "short_conv")
-    if place % 3 == 0:
-        draw(model, 1.0)  # what starts at 0 hides mistakes
+@pytest.mark.parametrize("name", CAUSAL)
+def test_guesses_change_nothing_for_any_block(name):
+    model = model_of(name, "swiglu", "swiglu")
+    draw(model, 1.0)  # what starts at 0 hides mistakes
     want = list(generate(model, PROMPT, 200))
-    draft = EarlyExit(model, 1) if place % 2 else Lookup()
-    speculation = Speculation(model, draft, 3)
+    speculation = Speculation(model, Mixed(model, [*PROMPT, *want]), 3)
     assert list(speculation.generate(PROMPT, 200)) == want
-    assert 0 < speculation.accepted <= speculation.guessed
+    assert 50 < speculation.accepted < speculation.guessed - 10
     assert speculation.given == 200 == speculation.accepted + speculation.verifications
 
 
@@ -66,7 +77,7 @@ def test_a_state_that_is_not_put_back_changes_the_text(hybrid, monkeypatch):
     assert list(wrong) != want
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 50])
+@pytest.mark.parametrize("count", [1, 7, 50])
 def test_every_number_of_guesses_gives_the_same(hybrid, count):
     want = list(generate(hybrid, PROMPT, 41))
     for draft in (EarlyExit(hybrid, 2), Lookup()):
@@ -140,9 +151,12 @@ def test_a_context_has_room_for_what_is_asked_or_says_so(hybrid):
         list(generate(hybrid, [], 5))
 
 
-def test_a_model_that_looks_ahead_cannot_decode():
+def test_what_cannot_decode_says_why():
     with pytest.raises(ModelError, match="looks ahead"):
         list(generate(model_of("hydra"), PROMPT, 5))
+    genome = Genome(16, (Gene.of("swiglu"),))
+    with pytest.raises(ModelError, match="rebuilds a row"):
+        list(generate(build(genome, 11, "code", generator=generator("code")), PROMPT, 5))
 
 
 def test_temperature_0_is_greedy_and_a_seed_gives_one_text(hybrid):

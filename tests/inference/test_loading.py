@@ -67,8 +67,7 @@ def test_a_hugging_face_directory_gives_the_model_with_its_multipliers(tmp_path,
 def test_the_tokenizer_beside_the_weights_is_found(of_text, copied, trained, tmp_path):  # noqa: F811
     model = build(HYBRID, 401, generator=generator("bpe"))
     folder = hugging_face(tmp_path / "hf", model)
-    with pytest.raises(CorpusError, match="not recorded; name it with --tokenizer"):
-        load(folder)
+    assert load(folder).vocabulary.encode("400 3") == [400, 3], "without one it reads ids"
     assert load(folder, tokenizer=str(trained)).vocabulary.size == 401
     keep(str(trained), folder)
     vocabulary = load(folder).vocabulary
@@ -80,6 +79,19 @@ def test_the_tokenizer_beside_the_weights_is_found(of_text, copied, trained, tmp
     keep(str(trained), place)
     with pytest.raises(CorpusError, match=r"400 ids, the model in .* 256"):
         load(place)
+
+
+def test_a_tokenizer_that_is_not_known_is_asked_for(of_text, copied):
+    def enlarge(weights):
+        for name in ("embedding.weight", "readout.weight"):
+            weights[name] = torch.cat((weights[name], weights[name][:44]))
+
+    step = next(of_text[0].glob("winner/step-*"))
+    reweighted(enlarge)(lone := copied(step))
+    with pytest.raises(CorpusError, match="not recorded; name it with --tokenizer"):
+        load(lone)
+    with pytest.raises(CorpusError, match=r"byte has 256 ids, the model in .* 300"):
+        load(lone, tokenizer="byte")
 
 
 def test_a_tokenizer_that_is_bytes_needs_no_file(tmp_path):

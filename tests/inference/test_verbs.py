@@ -21,7 +21,6 @@ from archsearch.report.evaluate import on_task, on_text, write_scores
 from archsearch.report.generate import Asked, answer, go_on
 from archsearch.report.panels import Curve, Panel, draw_panels
 from tests.helpers import archsearch
-from tests.inference.conftest import copied, of_tasks, of_text  # noqa: F401 - fixtures
 
 PLAIN = {
     "tokens": 20, "temperature": 0.0, "top_p": 1.0, "seed": 0, "speculate": 0, "exit_layer": None,
@@ -44,7 +43,7 @@ def elements(svg, tag):
     return [e for e in ET.fromstring(svg).iter() if e.tag.endswith(tag)]
 
 
-def test_text_goes_on_and_figures_stand_aside(of_text):  # noqa: F811
+def test_text_goes_on_and_figures_stand_aside(of_text):
     loaded = load(of_text[0])
     ids = loaded.vocabulary.encode("abca")
     want = loaded.vocabulary.decode(list(generate(loaded.model, ids, 20)))
@@ -62,7 +61,7 @@ def test_text_goes_on_and_figures_stand_aside(of_text):  # noqa: F811
     assert "trained on 32 tokens at a time" in aside
 
 
-def test_what_a_person_gets_wrong_is_said(of_text, of_tasks):  # noqa: F811
+def test_what_a_person_gets_wrong_is_said(of_text, of_tasks):
     text, task = load(of_text[0]), load(of_tasks)
     for loaded, prompt, given, words in (
         (text, "", {}, "text is empty"),
@@ -79,7 +78,7 @@ def test_what_a_person_gets_wrong_is_said(of_text, of_tasks):  # noqa: F811
         said(lambda out, _: answer(text, 2, 8, Asked(**PLAIN), out))
 
 
-def test_a_terminal_is_not_steered_by_a_text(of_text, monkeypatch):  # noqa: F811
+def test_a_terminal_is_not_steered_by_a_text(of_text, monkeypatch):
     loaded = load(of_text[0])
     monkeypatch.setattr(
         "archsearch.report.generate.generate", lambda *given: iter(b"a\x1b[2Jb\nc\r")
@@ -91,14 +90,14 @@ def test_a_terminal_is_not_steered_by_a_text(of_text, monkeypatch):  # noqa: F81
     assert "\x1b" in going_on(loaded, "abc")[0], "a file gets what was said"
 
 
-def test_answers_to_a_task_with_a_verifier(of_tasks):  # noqa: F811
+def test_answers_to_a_task_with_a_verifier(of_tasks):
     out, _ = said(lambda out, _: answer(load(of_tasks), 4, 32, Asked(**PLAIN), out))
     for word in ("greedy", "one answer", "best of 4, verified", "majority of 4", "guessing"):
         assert word in out
     assert out == said(lambda out, _: answer(load(of_tasks), 4, 32, Asked(**PLAIN), out))[0]
 
 
-def test_scores_of_text_and_of_tasks(of_text, of_tasks, tmp_path):  # noqa: F811
+def test_scores_of_text_and_of_tasks(of_text, of_tasks, tmp_path):
     folder, _, corpus = of_text
     source = [str(folder.parent.parent / "text.txt")]
     loaded, scores = load(folder), {}
@@ -125,7 +124,7 @@ def test_scores_of_text_and_of_tasks(of_text, of_tasks, tmp_path):  # noqa: F811
         on_text(load(of_tasks), other, [], 8, tmp_path / "cache", Console(file=io.StringIO()))
 
 
-def test_a_benchmark_is_a_table_of_80_columns_a_picture_and_json(of_text, tmp_path):  # noqa: F811
+def test_a_benchmark_is_a_table_of_80_columns_a_picture_and_json(of_text, tmp_path):
     out, _ = said(
         lambda out, _: bench(load(of_text[0]), [32, 8, 16], "transformer_pp", 60, tmp_path, out)
     )
@@ -146,7 +145,7 @@ def test_contexts_are_read_as_people_write_them():
             contexts_of(wrong)
 
 
-def test_the_page_shows_every_mixer_and_says_what_it_leaves_out(of_text, tmp_path):  # noqa: F811
+def test_the_page_shows_every_mixer_and_says_what_it_leaves_out(of_text, tmp_path):
     place = tmp_path / "new" / "page.svg"
     out, _ = said(lambda out, _: attend(load(of_text[0]), "ab<a\n", place, out))
     assert "2 mixers, 5 tokens" in out
@@ -194,7 +193,7 @@ def test_panels_hold_every_point_within_their_axes():
         assert all(40 - 1 <= float(e.get("cy")) <= 300 - 44 + 1 for e in circles)
 
 
-def test_the_command_line_knows_the_verbs_and_ends_in_sentences(of_text, tmp_path):  # noqa: F811
+def test_the_command_line_knows_the_verbs_and_ends_in_sentences(of_text, tmp_path):
     done = archsearch(
         "generate", str(of_text[0]), "--prompt", "abca", "--tokens", "8", cwd=tmp_path
     )
