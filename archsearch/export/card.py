@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({place!r}, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained({place!r}, trust_remote_code=True)
-inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)
+inputs = tokenizer("Once", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 ```
 """

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from importlib.util import find_spec
+
+import pytest
 
 from archsearch.errors import SpaceError
 from archsearch.export.origin import Origin
@@ -15,6 +18,9 @@ from archsearch.space_yaml import load
 from archsearch.train import generator
 
 VOCAB = 256
+TRANSFORMERS = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="transformers is not installed"
+)
 ATTENTION, SWIGLU = Gene.of("attention", heads=2), Gene.of("swiglu")
 WINDOW = Gene.of("attention", heads=2, window=5)
 MAMBA = Gene.of("mamba2", d_state=8, head_dim=8)

@@ -26,7 +26,7 @@ from archsearch.scale.parallel import World
 from archsearch.space_yaml import dump
 from archsearch.space_yaml import load as load_space
 from archsearch.train import generator
-from tests.export.models import ATTENTION, GENOMES, MAMBA, SWIGLU, named, origin
+from tests.export.models import ATTENTION, GENOMES, MAMBA, SWIGLU, TRANSFORMERS, named, origin
 from tests.search.helpers import searched
 
 SPACE = """\
@@ -77,6 +77,7 @@ def trained(tmp_path):
     return make
 
 
+@TRANSFORMERS
 def test_a_space_of_one_member_becomes_a_model_of_text(tmp_path):
     (tmp_path / "one.yaml").write_text(dump(GENOMES["hybrid"]))
     target = tmp_path / "out"
@@ -135,6 +136,7 @@ def test_a_run_gives_what_its_tasks_trained(run, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@TRANSFORMERS
 def test_a_model_of_a_task_has_no_tokenizer_and_says_so(run, tmp_path):
     study, folder = run
     asking = asked("hf", task="mad/in-context-recall")

@@ -14,9 +14,19 @@ from archsearch.export.write import WEIGHTS, fill
 from archsearch.genome import Genome
 from archsearch.model import build
 from archsearch.train import generator
-from tests.export.models import GENOMES, HYDRA, SWIGLU, VOCAB, member, named, origin, scaled
+from tests.export.models import (
+    GENOMES,
+    HYDRA,
+    SWIGLU,
+    TRANSFORMERS,
+    VOCAB,
+    member,
+    named,
+    origin,
+    scaled,
+)
 
-KINDS = pytest.mark.parametrize("kind", ["torch", "hf"])
+KINDS = pytest.mark.parametrize("kind", ["torch", pytest.param("hf", marks=TRANSFORMERS)])
 FEW, MANY = range(8), range(100)
 
 
