@@ -7,6 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from archsearch.errors import SpaceError
 from archsearch.export.origin import Origin
@@ -63,14 +64,24 @@ def scaled(genome, seed):
         widened(genome, base.width)
     except SpaceError:
         base = Base(genome.d_model, base.depth)
-    return build(genome, VOCAB, generator=generator("export", seed), base=base).eval()
+    return stirred(build(genome, VOCAB, generator=generator("export", seed), base=base))
+
+
+def named(name):
+    """One of `GENOMES` with weights."""
+    return stirred(build(GENOMES[name], VOCAB, generator=generator("export", name)))
+
+
+@torch.no_grad()
+def stirred(model):
+    """What starts at 0 or 1 hides mistakes: no parameter has one number everywhere."""
+    stream = generator("export", "stir")
+    for parameter in model.parameters():
+        if bool((parameter == parameter.flatten()[0]).all()):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=stream)
+    return model.eval()
 
 
 def origin(model):
     """A model of text by bytes."""
     return Origin(model=model, what="random weights", tokenizer="byte", separator=0)
-
-
-def named(name):
-    """One of `GENOMES` with weights."""
-    return build(GENOMES[name], VOCAB, generator=generator("export", name)).eval()
