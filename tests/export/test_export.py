@@ -29,6 +29,7 @@ from archsearch.train import generator
 from tests.export.models import ATTENTION, GENOMES, MAMBA, SWIGLU, TRANSFORMERS, named, origin
 from tests.search.helpers import searched
 
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 SPACE = """\
 version: 1
 name: several
