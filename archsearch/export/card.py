@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({place!r}, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained({place!r}, trust_remote_code=True)
-inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)
+inputs = tokenizer("Once", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 ```
 """
@@ -60,7 +60,7 @@ def card(origin: Origin, place: str) -> str:
         "from 5.5 on. Batches may be padded on the left. " + _decoding(genome), "",
         "Factors that follow from the size of the model (muP) are in the weights and in "
         "`config.json`; nothing has to be set.", "",
-        "The code is under the Apache License 2.0.", "",
+        "Code of archsearch is under the Apache License 2.0.", "",
     ]  # fmt: skip
     return HEAD + "\n".join(lines)
 

@@ -79,8 +79,8 @@ def _replaceable(target: Path, *, force: bool) -> set[str]:
         ) from None
     if not force:
         raise ExportError(f"{target} is not empty; nothing was written. --force replaces it")
-    inside = (target.resolve() / name for name in names)
-    return {name for name, p in zip(names, inside, strict=True) if target.resolve() in p.parents}
+    root = target.resolve()
+    return {name for name in names if root in (root / name).resolve().parents}
 
 
 def _missing(folder: Path) -> list[Path]:

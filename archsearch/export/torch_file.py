@@ -104,14 +104,14 @@ def in_words(model: Model) -> str:
     genome = model.genome
     params = count(sum(p.numel() for p in model.parameters()))
     return "\n".join((
-        f"Language model {genome.key}, found by archsearch {version('archsearch')}.",
+        f"Language model {genome.key}, written by archsearch {version('archsearch')}.",
         "",
         f"{params} parameters, width {genome.d_model}, {model.vocab} tokens. Its residual "
         "branches, from the embeddings on:",
         "",
         *_branches(genome.genes, ""),
         "",
-        "The code is under the Apache License 2.0.",
+        "Code of archsearch is under the Apache License 2.0.",
     ))  # fmt: skip
 
 

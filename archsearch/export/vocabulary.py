@@ -35,6 +35,7 @@ def tokenizer_files(name: str, vocab: int, separator: int) -> dict[str, str]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": 10**30,
         **special,
     }

@@ -43,15 +43,28 @@ def write(origin: Origin, target: Path, kind: Kind, *, force: bool = False) -> N
     genome = origin.model.genome
     about = {"kind": kind, "weights": origin.what, "genome": genome.to_json(), "key": genome.key}
     with whole(target, about, force=force) as folder:
-        if kind == "hf":
-            _write_hf(origin, folder, target.name)
-        elif kind == "torch":
-            _write_torch(origin, folder)
-        else:
-            _write_other(origin, folder, kind)
+        fill(origin, folder, kind, target.name)
+        if kind in ("hf", "torch"):
+            check(folder, kind, origin.model)
 
 
-def _write_hf(origin: Origin, folder: Path, name: str) -> None:
+def fill(origin: Origin, folder: Path, kind: Kind, name: str) -> None:
+    """Write the files of a model, nothing is checked.
+
+    Raises:
+        ExportError: if the format cannot hold the model.
+    """
+    if kind == "hf":
+        _fill_hf(origin, folder, name)
+    elif kind == "torch":
+        (folder / NAME).write_text(torch_source(origin.model), encoding="utf-8")
+        (folder / "model.yaml").write_text(dump(origin.model.genome), encoding="utf-8")
+        save_file(weights(origin.model), folder / WEIGHTS)
+    else:
+        _fill_other(origin, folder, kind)
+
+
+def _fill_hf(origin: Origin, folder: Path, name: str) -> None:
     model, end = origin.model, origin.separator
     files = hf_files(model, end) | {"README.md": card(origin, name)}
     files[PICTURE] = draw_svg(model.genome)
@@ -61,18 +74,9 @@ def _write_hf(origin: Origin, folder: Path, name: str) -> None:
         (folder / file).write_text(text, encoding="utf-8")
     named = {f"model.{name}": tensor for name, tensor in weights(model).items()}
     save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
-    check(folder, "hf", model)
 
 
-def _write_torch(origin: Origin, folder: Path) -> None:
-    model = origin.model
-    (folder / NAME).write_text(torch_source(model), encoding="utf-8")
-    (folder / "model.yaml").write_text(dump(model.genome), encoding="utf-8")
-    save_file(weights(model), folder / WEIGHTS)
-    check(folder, "torch", model)
-
-
-def _write_other(origin: Origin, folder: Path, kind: Kind) -> None:
+def _fill_other(origin: Origin, folder: Path, kind: Kind) -> None:
     """Formats of other programs, which hold some models only; each has a module of its own."""
     modules = {"native": "native", "gguf": "gguf", "pattern": "native"}
     try:

@@ -23,6 +23,8 @@ def in_full(function: Kernel) -> Kernel:
     def run(*given: Any, **named: Any) -> Any:
         every = _flat((*given, *named.values()))
         device = next(x.device.type for x in every if isinstance(x, Tensor))
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return function(*given, **named)
         with torch.autocast(device, enabled=False):
             return function(*given, **named)
 
