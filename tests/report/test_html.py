@@ -6,8 +6,6 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -23,14 +21,8 @@ from archsearch.search.finals import Fresh
 from archsearch.search.fresh import recall, remember
 from archsearch.search.storage import open_storage
 from archsearch.search.study import Study
-from tests.helpers import archsearch
+from tests.helpers import archsearch, browser
 from tests.search.helpers import LISTED, begin, searched
-
-spec = spec_from_file_location(
-    "browser", Path(__file__).parent.parent.parent / "docs" / "browser.py"
-)
-browser = module_from_spec(spec)
-spec.loader.exec_module(browser)
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 VOID = {"meta"}
