@@ -42,7 +42,7 @@ MOST = 12
 FEW_EDITS = 4
 """Edits that are shown without being asked for."""
 BETTER = {True: ", higher is better", False: ", lower is better"}
-COLUMNS = ("params", "state_bytes", "score", "loss")
+COLUMNS = ("params", "state_bytes", "score")
 """Objectives that have a column of their own in every table."""
 
 
