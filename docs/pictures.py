@@ -81,8 +81,8 @@ def photograph_gallery(browser: Browser, trials: int, folder: Path) -> None:
         browser.run(f"{switch}.querySelector('input').click()")
         drawings = "[...document.querySelectorAll('img')].filter(e => e.naturalWidth > 100)"
         browser.until(f"{drawings}.length === {trials}")
-        browser.run("void (window.heading = [...document.querySelectorAll('h5, h6, p, div')].find("
-                    "e => e.childElementCount === 0 && e.textContent === 'Artifacts'))")  # fmt: skip
+        title = "e => e.childElementCount === 0 && e.textContent === 'Artifacts'"
+        browser.run(f"window.heading = [...document.querySelectorAll('h5, p')].find({title}); 0")
         top = browser.run("heading.getBoundingClientRect().top + scrollY")
         end = browser.run(f"{drawings}.at(-1).getBoundingClientRect().bottom + scrollY")
         browser.picture(PICTURES / "gallery.png", (60, top - 24, ACROSS - 60, end + 70))
