@@ -109,12 +109,16 @@ class Browser:
             assert time.monotonic() < end, f"{condition} did not come true in {seconds:g} s"
             time.sleep(0.1)
 
-    def picture(self, file: Path, *, whole: bool = False, height: int | None = None) -> None:
-        """Write what the window shows as PNG: all of the page, or its first `height` pixels."""
-        more: dict[str, Any] = {}
-        if whole or height:
-            page = self.send("Page.getLayoutMetrics")["cssContentSize"]
-            clip = {"x": 0, "y": 0, "width": page["width"], "height": height or page["height"]}
-            more = {"captureBeyondViewport": True, "clip": clip | {"scale": 1}}
-        data = self.send("Page.captureScreenshot", format="png", **more)["data"]
-        file.write_bytes(base64.b64decode(data))
+    def picture(self, file: Path, part: tuple[float, float, float, float] | None = None) -> None:
+        """Write a part of the page as PNG, all of it by default.
+
+        Args:
+            file: Where.
+            part: Left, top, right, bottom in pixels, from the beginning of the page.
+        """
+        page = self.send("Page.getLayoutMetrics")["cssContentSize"]
+        left, top, right, bottom = part or (0, 0, page["width"], page["height"])
+        clip = {"x": left, "y": top, "width": right - left, "height": bottom - top, "scale": 1}
+        shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True,
+                         clip=clip)  # fmt: skip
+        file.write_bytes(base64.b64decode(shot["data"]))

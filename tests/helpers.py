@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 TINY = """\
@@ -23,6 +24,13 @@ tasks: {use: [mad/in-context-recall: {vocab: 8, seq_len: 16}]}
 recipe: {steps: 8, evals: 4, batch: 8, eval_rows: 16}
 search: {trials: 6, finalists: 3, final_seeds: 2}
 """
+
+spec = spec_from_file_location("browser", Path(__file__).parent.parent / "docs" / "browser.py")
+assert spec
+assert spec.loader
+browser = module_from_spec(spec)
+"""A headless Chromium; `browser.installed()` says whether there is one."""
+spec.loader.exec_module(browser)
 
 
 def archsearch(*args: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

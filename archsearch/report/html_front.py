@@ -12,6 +12,7 @@ from archsearch.report.edits import edits
 from archsearch.report.finals import control_lines, verdict
 from archsearch.report.html_parts import (
     Html,
+    around,
     code,
     details,
     html,
@@ -42,7 +43,7 @@ MOST = 12
 FEW_EDITS = 4
 """Edits that are shown without being asked for."""
 BETTER = {True: ", higher is better", False: ", lower is better"}
-COLUMNS = ("params", "state_bytes", "score", "loss")
+COLUMNS = ("params", "state_bytes", "score")
 """Objectives that have a column of their own in every table."""
 
 
@@ -314,8 +315,9 @@ def finals(sheet: Sheet) -> Html:
         harder = finalist.harder
         rows.append([
             f"#{record.index}", join([code(sheet.text(record)), " ", tag("small", stand)]),
-            whisker(mean, half, low, high, stand), with_interval(f"{mean:.3f}", f"{half:.3f}"),
-            f"{record.score:.3f}", "-" if harder is None else f"{harder:.3f}",
+            whisker(mean, around(mean, half), (low, high), stand),
+            with_interval(f"{mean:.3f}", f"{half:.3f}"), f"{record.score:.3f}",
+            "-" if harder is None else f"{harder:.3f}",
         ])  # fmt: skip
     header = ("trial", "genome", "95 % interval", "fresh score", "in the search", "longer rows")
     numbers, lines = header[3:], header[1:3]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.errors import SpaceError
 from archsearch.genome import Genome
 from archsearch.report.html_parts import (
+    MINUS,
     Html,
     code,
     join,
@@ -105,9 +106,9 @@ def _agreement(data: Mapping[str, Any], file: Path) -> Iterator[Html]:
     rows = []
     for standing in (proxy, *data["baselines"]):
         value, low, high = map(float, standing["tau"])
-        middle, half = (high + low) / 2, (high - low) / 2
-        interval = whisker(middle, half, -1.0, 1.0, "tau")
-        rows.append((str(standing["name"]), interval, f"{value:.2f}", f"{low:.2f} to {high:.2f}"))
+        interval = whisker(value, (low, high), (-1.0, 1.0), "tau")
+        told = f"{value:.2f}", f"{low:.2f} to {high:.2f}"
+        rows.append((str(standing["name"]), interval, *(t.replace("-", MINUS) for t in told)))
     header = ("ranked by", "from -1 to 1", "tau", "95 %")
     yield table(header, rows, numbers=header[2:], lines=header[:2], strong=0)
     yield paragraph(

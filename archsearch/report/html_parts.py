@@ -117,13 +117,22 @@ def mark(kind: str, at: float, to: float | None = None, title: str = "") -> Html
     return tag("i", class_=kind, style=style, title=title)
 
 
-def whisker(mean: float, half: float, low: float, high: float, kind: str = "") -> Html:
-    """A mean with its interval on a track from `low` to `high`."""
-    span = (high - low) or 1.0
-    ends = [(value - low) / span for value in (mean - half, mean, mean + half)]
-    zero = [mark("zero", -low / span)] if low < 0 < high else []
-    parts = [*zero, mark("range", ends[0], ends[2]), mark("dot", ends[1])]
-    return track(join(parts), kind)
+Ends = tuple[float, float]
+
+
+def whisker(mean: float, interval: Ends, scale: Ends, kind: str = "") -> Html:
+    """A mean with its interval on a track that goes from one end of `scale` to the other."""
+    low, high = scale
+    least, at, most = (
+        (value - low) / (high - low or 1.0) for value in (interval[0], mean, interval[1])
+    )
+    zero = [mark("zero", -low / (high - low))] if low < 0 < high else []
+    return track(join([*zero, mark("range", least, most), mark("dot", at)]), kind)
+
+
+def around(mean: float, half: float) -> Ends:
+    """The ends of an interval."""
+    return mean - half, mean + half
 
 
 def signed(value: float, form: str = ".3f") -> str:

@@ -163,7 +163,7 @@ def _drawing(
     parts += _labels(placed, (LEFT, TOP, width - RIGHT, height - BOTTOM))
     return tag(
         "svg", join(parts), class_=f"scatter {name}", viewBox=f"0 0 {width} {height}",
-        role="img", aria_label=about,
+        role="group", aria_label=about,
     )  # fmt: skip
 
 
@@ -196,8 +196,7 @@ def _dot(dot: Dot, x: float, y: float) -> Html:
     if dot.kind == "outside":
         points = f"M{x:.1f},{y - r:.1f} l{r},{r} l{-r},{r} l{-r},{-r} z"
         shown = tag("path", tag("title", dot.told), d=points)
-    reach = {"tabindex": "0"} if dot.label else {}
-    return tag("g", shown, class_=f"dot {dot.kind}", data_told=dot.told, **reach)
+    return tag("g", shown, class_=f"dot {dot.kind}", tabindex="0" if dot.label else "")
 
 
 def _labels(placed: Sequence[tuple[Dot, float, float]], frame: Rect) -> Iterator[Html]:

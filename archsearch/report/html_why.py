@@ -11,6 +11,7 @@ from archsearch.report.edits import edits
 from archsearch.report.explain import MOST, best_values, edits_of
 from archsearch.report.html_parts import (
     Html,
+    around,
     code,
     details,
     join,
@@ -64,10 +65,13 @@ def _ablations(sheet: Sheet, best: Record) -> Iterator[Html]:
     reach = WIDEST * max(1e-3, max(abs(change.mean) for change in changes))
     low = max(-reach, min(0.0, min(c.mean - c.spread for c in changes)))
     high = min(reach, max(0.0, max(c.mean + c.spread for c in changes)))
+    scale = low, high
     rows = [
         (
             change.edit.what,
-            whisker(change.mean, change.spread, low, high, change.verdict.split()[0]),
+            whisker(
+                change.mean, around(change.mean, change.spread), scale, change.verdict.split()[0]
+            ),
             signed(change.mean), change.verdict, signed(change.params, ",d"),
         )
         for change in changes
@@ -129,7 +133,8 @@ def _motifs(sheet: Sheet) -> Iterator[Html]:
     high = max(0.0, max(effect.mean + effect.spread for effect in shown))
     rows = [
         (
-            code(effect.name), whisker(effect.mean, effect.spread, low, high),
+            code(effect.name),
+            whisker(effect.mean, around(effect.mean, effect.spread), (low, high)),
             signed(effect.mean), str(effect.trials),
         )
         for effect in shown

@@ -34,8 +34,18 @@ def publish(
     genome: Genome,
     cost: Cost,
     result: TrialResult,
+    export: str,
 ) -> None:
-    """Attach the drawing as artifact 0, tables, curves and the genome, then write the note."""
+    """Attach the drawing as artifact 0, tables, curves and the genome, then write the note.
+
+    Args:
+        trial: Receives them.
+        store: Where the files go.
+        genome: What was trained.
+        cost: Of the genome.
+        result: What came of it.
+        export: The command that writes its model, for the note.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "genome.svg").write_text(draw_svg(genome))
@@ -53,10 +63,10 @@ def publish(
             )
             for name in ("genome.svg", "per_task.csv", "curves.csv", "genome.yaml")
         ]
-    save_note(trial, _note(genome, cost, result, get_artifact_path(trial, ids[0])))
+    save_note(trial, _note(genome, cost, result, get_artifact_path(trial, ids[0]), export))
 
 
-def _note(genome: Genome, cost: Cost, result: TrialResult, drawing: str) -> str:
+def _note(genome: Genome, cost: Cost, result: TrialResult, drawing: str, export: str) -> str:
     """A trial in Markdown."""
     ended = f"**{result.status}**" + (f": {result.why}" if result.why else "")
     figures = (
@@ -69,9 +79,32 @@ def _note(genome: Genome, cost: Cost, result: TrialResult, drawing: str) -> str:
         "| # | block | parameters | reads | weights |", "|--:|---|---|---|---|",
         *_rows(genome.genes),
     ]  # fmt: skip
-    lines += ["", "| task | accuracy |", "|---|--:|"]
-    lines += [f"| {task} | {value:.3f} |" for task, value in result.accuracies.items()]
-    return "\n".join([*lines, "", f"Genome `{genome.key}`, width {genome.d_model}."])
+    lines += [
+        "",
+        *_curves(result),
+        "",
+        f"Genome `{genome.key}`, width {genome.d_model}. Its model:",
+    ]
+    return "\n".join([*lines, "", "```", export, "```"])
+
+
+def _curves(result: TrialResult) -> Iterator[str]:
+    """Accuracy on each task after every stretch, the mean over seeds; the last row is the score."""
+    tasks = list(result.accuracies)
+    if not tasks:
+        return
+    yield f"| step | {' | '.join(tasks)} |"
+    yield f"|--:|{'--:|' * len(tasks)}"
+    steps = sorted({point.step for run in result.runs for point in run.curve})
+    for step in steps:
+        cells = []
+        for task in tasks:
+            seen = [p.accuracy for r in result.runs if r.task == task for p in r.curve
+                    if p.step == step]  # fmt: skip
+            cells.append(f"{sum(seen) / len(seen):.3f}" if seen else "")
+        yield f"| {step} | {' | '.join(cells)} |"
+    ended = " | ".join(f"**{value:.3f}**" for value in result.accuracies.values())
+    yield f"| ended at | {ended} |"
 
 
 def _rows(genes: Sequence[Gene], within: str = "") -> Iterator[str]:

@@ -132,7 +132,8 @@ def _moved(study: Study, experiment: Experiment) -> list[FrozenTrial]:
             try:
                 trial.params = _located(genome, experiment)
                 trial.distributions = distributions(experiment.space, trial.params)
-                trial.user_attrs.pop("outside", None)
+                if trial.user_attrs.pop("outside", False):
+                    _let_in(trial)
             except SpaceError as error:
                 if trial.user_attrs.get("outside"):
                     continue
@@ -147,6 +148,12 @@ def _moved(study: Study, experiment: Experiment) -> list[FrozenTrial]:
             f"{len(foreign) + _finished(trials)} are outside, e.g. #{index}: {why}.\n",
         )
     return trials
+
+
+def _let_in(trial: FrozenTrial) -> None:
+    """Take back the constraint of a trial that was not in the space."""
+    kept = {k: v for k, v in trial.system_attrs.items() if not k.startswith("constraints")}
+    trial.system_attrs = kept
 
 
 def _finished(trials: list[FrozenTrial]) -> int:

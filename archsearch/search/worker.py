@@ -246,6 +246,7 @@ class Worker:
             attrs["origin"] = proposed.origin
             if proposed.outside:
                 attrs["outside"] = True
+                trial.set_constraint("outside", 1.0)  # Optuna is not to call it a best trial
             if proposed.parent is not None:
                 attrs |= {"move": proposed.move, "parent": proposed.parent}
         for name, value in (attrs | {"genome_json": json.dumps(genome.to_json())}).items():
@@ -272,7 +273,8 @@ class Worker:
         """
         try:
             cost = cached_cost(genome, self.experiment.context)
-            publish(trial, self.artifacts, genome, cost, result)
+            export = f"archsearch export {self.folder} DIR --trial {self._numbers[trial.number]}"
+            publish(trial, self.artifacts, genome, cost, result, export)
             if result.status == "ok":
                 save_weights(self.folder / "weights" / genome.key, result, self.experiment.tasks)
         except (OSError, SafetensorError) as error:

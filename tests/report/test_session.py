@@ -1,13 +1,25 @@
 """What a person sees of a run, as a stranger would see it: 80 columns, an empty directory."""
 
+import json
 import re
-import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from contextlib import contextmanager
 
 import pytest
 
+from archsearch.genome import Gene, Genome
+from archsearch.report.dashboard import view
+from archsearch.report.overview import note
 from archsearch.search.storage import open_storage
 from archsearch.search.study import Study
-from tests.helpers import archsearch
+from archsearch.space_yaml import dump
+from tests.helpers import archsearch, browser
+from tests.search.helpers import LISTED, searched
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
 @pytest.fixture
@@ -70,58 +82,84 @@ def test_every_trial_has_its_drawing_as_artifact_0_and_a_note(finished, study):
         assert "/artifacts/" in note
 
 
-def test_the_dashboard_serves_the_run_on_this_machine_only(finished):
-    import socket
-    import subprocess
-    import sys
-    import urllib.request
-
+@contextmanager
+def dashboard(folder):
+    """The port at which the dashboard of the run in `folder` is served."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "archsearch", "dashboard", "runs/tiny", "--port", str(port)]
-    server = subprocess.Popen(command, cwd=finished, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         assert f"http://127.0.0.1:{port}/dashboard" in server.stdout.readline()
+        yield port
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_the_dashboard_serves_the_run_on_this_machine_only(finished, study):
+    with dashboard(finished) as port:
         url = f"http://127.0.0.1:{port}/api/studies/0?after=0"
         with urllib.request.urlopen(url, timeout=30) as answer:
-            page = answer.read().decode()
-        assert '"genome.svg"' in page
-        assert "state_bytes" in page
+            page = json.loads(answer.read())
         second = archsearch("dashboard", "runs/tiny", "--port", str(port), cwd=finished)
-        assert second.returncode == 3
-        assert "--port" in second.stderr
-    finally:
-        server.kill()
-        server.communicate()
+    assert second.returncode == 3
+    assert "--port" in second.stderr
+    assert page["objective_names"] == ["score", "state_bytes"]
+    assert page["trials"][0]["artifacts"][0]["filename"] == "genome.svg"
+    numeric = {attr["key"] for attr in page["union_user_attrs"] if attr["sortable"]}
+    assert {
+        "params",
+        "state_bytes",
+        "score",
+        "seconds",
+        "accuracy/mad/in-context-recall",
+    } <= numeric
+    for record in study.front():
+        assert f"[#{record.index}]" in page["note"]["body"]
+    assert {"mixer", "ffn", "blocks", "score_0"} == {g["id"] for g in page["plotly_graph_objects"]}
+    heat = next(g for g in page["plotly_graph_objects"] if g["id"] == "ffn")
+    assert json.loads(heat["graph_object"])["data"][0]["y"] == ["swiglu"]
+    shown = {attr["key"] for trial in page["trials"] for attr in trial["user_attrs"]}
+    assert "genome" in shown
+    assert not shown & {"genome_json", "owner", "scores"}
+    assert {"tasks", "seed", "versions"} <= {attr["key"] for attr in page["user_attrs"]}
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium on this machine")
-def test_the_trial_page_shows_note_and_drawing_in_a_real_browser(finished, tmp_path):
-    import socket
-    import subprocess
-    import sys
+def test_the_dashboard_knows_what_may_not_win(tmp_path):
+    (tmp_path / "stranger.yaml").write_text(dump(Genome(16, (Gene.of("swiglu", mult=7),))))
+    start = f"search.start_from=[{tmp_path}/stranger.yaml]"
+    study = searched(tmp_path / "run", LISTED, start, "search.trials=2")
+    before = (tmp_path / "run" / "journal.log").read_bytes()
+    storage = view(study, "runs/listed")
+    shown = storage.get_all_trials(0)
+    assert [trial.system_attrs.get("constraints") for trial in shown] == [[1.0], None, None]
+    (listed,) = storage.get_all_studies()
+    assert "not in the space" in note(study, 0, "runs/listed")
+    assert any("not in the space" in str(value) for value in listed.system_attrs.values())
+    assert (tmp_path / "run" / "journal.log").read_bytes() == before
+    assert all("genome_json" in trial.user_attrs for trial in study.trials())
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "archsearch", "dashboard", "runs/tiny", "--port", str(port)]
-    server = subprocess.Popen(command, cwd=finished, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        server.stdout.readline()
-        page = subprocess.run(
-            [
-                "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-                "--no-first-run", "--disable-background-networking", "--disable-component-update",
-                "--disable-sync", f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000",
-                "--dump-dom", f"http://127.0.0.1:{port}/dashboard/studies/0/trials?numbers=0",
-            ],
-            capture_output=True, text=True, timeout=120,
-        ).stdout  # fmt: skip
-    finally:
-        server.kill()
-        server.communicate()
-    assert re.search(r"<h2[^>]*>[^<]*(attention|swiglu)", page)
-    assert re.search(r'<img[^>]*src="/artifacts/', page)
+
+@pytest.mark.skipif(not browser.installed(), reason="there is no Chromium on this machine")
+def test_a_real_browser_shows_trial_note_pictures_and_gallery(finished, study):
+    with dashboard(finished) as port, browser.Browser() as page:
+        base = f"http://127.0.0.1:{port}/dashboard/studies/0"
+        page.open(f"{base}/trials?numbers=0")
+        page.until("/attention|swiglu/.test(document.querySelector('h2')?.textContent)")
+        page.until("document.querySelector('img[src^=\"/artifacts/\"]')?.naturalWidth > 100")
+        page.until("document.body.innerText.includes('archsearch export runs/tiny DIR --trial 0')")
+        assert page.run("document.documentElement.scrollWidth") == 1280
+        page.open(base)
+        for title in ("Mean score by mixer and place", "score against state_bytes"):
+            page.until(f"document.body.textContent.includes('{title}')")
+        page.open(f"{base}/note")
+        page.until("document.body.innerText.includes('The best 10 by score')")
+        page.open(f"{base}/smartSelection")
+        switch = "[...document.querySelectorAll('label')].find(e => /Artifacts/.test(e.innerText))"
+        page.until(f"{switch} !== undefined")
+        page.run(f"{switch}.querySelector('input').click()")
+        drawings = "[...document.querySelectorAll('img')].filter(e => e.naturalWidth > 100).length"
+        page.until(f"{drawings} === {len(study.records())}")

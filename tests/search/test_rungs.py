@@ -313,6 +313,7 @@ def test_a_genome_for_comparison_never_wins_however_good_it_is(tmp_path):
     assert top not in study.front()
     assert study.best() != top
     assert top not in study.finalists(10)
+    assert {t.number for t in study.optuna.best_trials} == {r.number for r in study.front()}
 
 
 def test_one_objective_is_reported_to_optuna_at_every_stretch(tmp_path):

@@ -382,10 +382,12 @@ def test_a_genome_for_comparison_is_kept_until_the_space_holds_it(folder, tmp_pa
     run(folder, WIDER.replace("trials: 12", start), trials=4)
     after = everything(opened(folder))
     assert {index: after[index] for index in before} == before
+    assert opened(folder).trials()[0].constraints == {"outside": 1.0}
     run(folder, WIDER.replace("4, 5]", "4, 5, 6]").replace("trials: 12", start), trials=5)
     records = opened(folder).records()
     assert records[0].genome == beside
     assert "outside" not in records[0].attrs
+    assert opened(folder).trials()[0].constraints == {}
     assert records[0].params
     assert len({r.genome for r in records.values()}) == 5
 
