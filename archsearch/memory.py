@@ -67,15 +67,17 @@ def estimate(genome: Genome, tasks: tuple[Task, ...], recipe: Recipe) -> int:
     return stays + max(pass_bytes(*pair, recipe) for pair in different.values())
 
 
-def require_room(needed: int) -> None:
-    """Refuse what this machine cannot hold.
+def require_room(needed: int, device: torch.device) -> None:
+    """Refuse what a device cannot hold.
 
     Raises:
         OutOfMemory: saying what is needed and what there is.
     """
-    there = machine_bytes()
+    gpu = device.type == "cuda"
+    there = torch.cuda.mem_get_info(device)[1] if gpu else machine_bytes()
     if needed > there:
-        raise OutOfMemory(f"needs about {size(needed)}, this machine has {size(there)}")
+        has = "the GPU has" if gpu else "this machine has"
+        raise OutOfMemory(f"needs about {size(needed)}, {has} {size(there)}")
 
 
 def machine_bytes() -> int:

@@ -88,6 +88,11 @@ class Model(nn.Module):
         self._tie()
         self._set_scales(base, depth)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
     def forward(self, tokens_BT: Tensor, extras: Extras | None = None) -> Tensor:
         """Logits_BTV for token ids_BT; in training, `extras` collects what else is learned from."""
         extras, training = extras or Extras(), extras is not None and self.training

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from archsearch.device import PLACE
 from archsearch.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.sharedctypes import Synchronized
 
 Asked = TypeVar("Asked")
 
@@ -44,7 +46,10 @@ def side_by_side(
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     before = set(active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    spawn = get_context("spawn")
+    pool = ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=_begin, initargs=(spawn.Value("i", 0),)
+    )
     try:
         yield pool
     except BrokenProcessPool:
@@ -68,11 +73,14 @@ def _interrupts_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin() -> None:
+def _begin(begun: Synchronized[int]) -> None:
     """One thread for sums, another that ends this process with the one that started it."""
     import torch
 
     torch.set_num_threads(1)
+    with begun.get_lock():
+        os.environ[PLACE] = str(begun.value)
+        begun.value += 1
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)

@@ -73,7 +73,8 @@ class Training:
     """One model on fresh rows of one task: an iterator over the points of its curve.
 
     Ends after `recipe.steps` steps, or earlier once the task is solved. Between two points it can
-    be put down with `state_dict` and taken up again, to the same curve.
+    be put down with `state_dict` and taken up again, to the same curve. Rows and noise are drawn on
+    the CPU, so they are the same on every device.
 
     Args:
         model: What is trained.
@@ -95,7 +96,9 @@ class Training:
     ) -> None:
         self.model, self.task, self.recipe = model, task, recipe
         self.step, self.ended = 0, False
-        self._held_out, self._noise, self._rows = held_out, noise, Rows(task, recipe, data)
+        inputs_NT, targets_NT = held_out
+        self._held_out = inputs_NT.to(model.device), targets_NT.to(model.device)
+        self._noise, self._rows = noise, Rows(task, recipe, data, model.device)
         self._optimizers, self._parameters = optimizers(model, recipe), list(model.parameters())
         self._schedules = [
             torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate(recipe, i))
@@ -176,8 +179,8 @@ class Training:
 class Rows:
     """Endless training batches, drawn many at a time."""
 
-    def __init__(self, task: Task, recipe: Recipe, data: Generator) -> None:
-        self._task, self._data, self._batch = task, data, recipe.batch
+    def __init__(self, task: Task, recipe: Recipe, data: Generator, device: torch.device) -> None:
+        self._task, self._data, self._batch, self._device = task, data, recipe.batch, device
         self._batches = batches_drawn(recipe)
         self._before, self._used = data.get_state(), 0
         self._drawn: list[tuple[Tensor, Tensor]] = []
@@ -191,7 +194,8 @@ class Rows:
     def _draw(self) -> None:
         self._before, self._used = self._data.get_state(), 0
         rows = self._task.sample(self._batches * self._batch, self._data, train=True)
-        self._drawn = list(zip(*(part.split(self._batch) for part in rows), strict=True))
+        parts = (part.to(self._device).split(self._batch) for part in rows)
+        self._drawn = list(zip(*parts, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The random stream before the present draw, and how many of its batches are used."""
@@ -217,8 +221,9 @@ def objective(
         total = total + weight * cross_entropy(exit_BTV, targets_BT)
     total = total / (1 + sum(weight for weight, _ in extras.exits))
     if z_loss:
-        scored_N = logits_BTV[targets_BT != -100].float().logsumexp(-1)
-        total = total + z_loss * scored_N.square().mean()
+        scored_BT = targets_BT != -100
+        z_BT = logits_BTV.float().logsumexp(-1) * scored_BT
+        total = total + z_loss * z_BT.square().sum() / scored_BT.sum()
     return sum(extras.losses, total)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from archsearch.sections import Recipe
 
 Status = Literal["ok", "paused", "pruned", "diverged", "oom", "invalid"]
+CPU = torch.device("cpu")
 WORST_LOSS = 1e3
 """The loss that a trial without a result is recorded with."""
 
@@ -126,6 +127,7 @@ def run_trial(
     recipe: Recipe,
     seed: int,
     *,
+    device: torch.device = CPU,
     stretches: int | None = None,
     checkpoint: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -139,6 +141,7 @@ def run_trial(
         recipe: How.
         seed: The study's seed. Starts and data depend on it, the task and the replicate, not on
             the genome: all genomes meet the same rows.
+        device: Where it is trained. Starts, rows and noise are the same everywhere.
         stretches: After how many evaluations the trial pauses; None to train to the end.
         checkpoint: A file that is written after every stretch but the last. If it holds this very
             trial, that goes on where it was put down, to the same bits; if not, it begins anew.
@@ -150,7 +153,7 @@ def run_trial(
         RunError: if the checkpoint cannot be written.
     """
     began = time.perf_counter()
-    course = Course(genome, tasks, recipe, seed)
+    course = Course(genome, tasks, recipe, seed, device)
     most = len(recipe.stops) if stretches is None else stretches
     status: Status = "ok"
     why = ""
@@ -185,8 +188,16 @@ def run_trial(
 class Course:
     """The trainings of a trial, advanced side by side; those that ended drop out."""
 
-    def __init__(self, genome: Genome, tasks: tuple[Task, ...], recipe: Recipe, seed: int) -> None:
+    def __init__(
+        self,
+        genome: Genome,
+        tasks: tuple[Task, ...],
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+    ) -> None:
         self.genome, self.tasks, self.recipe, self.seed = genome, tasks, recipe, seed
+        self.device = device
         self.trainings: dict[tuple[str, int], Training] = {}
         self.curves: dict[tuple[str, int], list[Point]] = {}
         self.scores: list[float] = []
@@ -217,11 +228,11 @@ class Course:
         One that is further on than `most` stretches is left alone.
 
         Raises:
-            OutOfMemory: before a model is built, if the trainings need more than the machine has.
+            OutOfMemory: before a model is built, if the trainings need more than the device has.
         """
         with suppress(Exception):  # what is wrong with the genome, its training will say
             self.memory = estimate(self.genome, self.tasks, self.recipe)
-        require_room(self.memory or 0)
+        require_room(self.memory or 0, self.device)
         for task in self.tasks:
             label = task_label(task, self.tasks)
             held_out = task.sample(self.recipe.eval_rows, generator(self.seed, label, "held-out"))
@@ -230,6 +241,7 @@ class Course:
                 streams = (generator(self.seed, label, k, name) for name in names)
                 start, data, noise = streams
                 model = build(self.genome, task.vocab, task.readout, generator=start)
+                model = model.to(self.device)
                 self.trainings[label, k] = Training(model, task, self.recipe, data, held_out, noise)
                 self.curves[label, k] = []
         state = _read(checkpoint) if checkpoint else None
@@ -289,7 +301,7 @@ class Course:
 def _read(checkpoint: Path) -> dict[str, Any] | None:
     """A checkpoint; None if there is none that can be read."""
     try:
-        state = torch.load(checkpoint, weights_only=True)  # noqa: TID251 - no pickle
+        state = torch.load(checkpoint, "cpu", weights_only=True)  # noqa: TID251 - no pickle
     except (OSError, RuntimeError, EOFError, UnpicklingError):
         return None
     return state if isinstance(state, dict) else None

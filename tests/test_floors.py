@@ -13,7 +13,7 @@ FLOORS = {
     2: "blocks",
     3: "choices identity sections yaml_source stack_yaml space_yaml space ways locate library "
     "schema stack model mup rules fits",
-    4: "processes train memory trial weights testing",
+    4: "device processes train memory trial weights testing",
     5: "search",
     6: "export inference scale",
     7: "report cli __main__ __init__",

@@ -22,7 +22,7 @@ from archsearch.rules import settle
 from archsearch.sections import Recipe
 from archsearch.space_yaml import load
 from archsearch.train import batches_drawn
-from archsearch.trial import run_trial
+from archsearch.trial import CPU, run_trial
 from mad_tasks import Compression, InContextRecall, Memorization
 
 EVERYTHING = load("everything")
@@ -192,9 +192,9 @@ def test_the_memory_of_the_machine_is_plausible():
 
 def test_what_does_not_fit_is_refused_in_words(monkeypatch):
     monkeypatch.setattr(memory, "machine_bytes", lambda: 24 * 2**30)
-    require_room(24 * 2**30)
+    require_room(24 * 2**30, CPU)
     with pytest.raises(OutOfMemory) as caught:
-        require_room(41 * 2**30)
+        require_room(41 * 2**30, CPU)
     assert str(caught.value) == "needs about 41 GiB, this machine has 24 GiB"
 
 

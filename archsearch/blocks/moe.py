@@ -114,7 +114,8 @@ class MoE(Block, name="moe", kind="ffn", paper="1701.06538"):
         if self.training and config.router == "noisy_top_k":
             std_NE = F.softplus(_fp32(x_ND) @ _fp32(self.noise.weight).T) + LEAST_STD
             if ctx.noise is not None:
-                eps_NE = torch.empty_like(clean_NE).normal_(generator=ctx.noise)
+                eps_NE = torch.empty_like(clean_NE, device=ctx.noise.device)
+                eps_NE = eps_NE.normal_(generator=ctx.noise).to(clean_NE.device)
                 logits_NE = torch.addcmul(clean_NE, eps_NE, std_NE)
         chosen_NK, gate_NK = self._choose(logits_NE)
         if self.training and config.aux:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,23 @@ TextOpt = Annotated[
 ]
 TokenizerOpt = Annotated[
     str, typer.Option(help="byte, a tokenizer.json, or a Hugging Face tokenizer.")
+]
+
+
+class Device(Enum):
+    """Where models are trained."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+DeviceOpt = Annotated[
+    Device | None,
+    typer.Option(envvar="ARCHSEARCH_DEVICE", help="By default a GPU where there is one."),
+]
+WorkersOpt = Annotated[
+    int | None,
+    typer.Option(help="Processes; by default one per core, on GPUs 4 for each.", min=1),
 ]
 
 
@@ -84,6 +102,20 @@ def whole_numbers(said: str) -> tuple[int, ...]:
         return tuple(int(number) for number in said.split(",") if said)
     except ValueError:
         raise RunError(f"'{said}' is no list of whole numbers, e.g. 32,64,128") from None
+
+
+def workers_on(device: Device | None, workers: int | None) -> int:
+    """Choose the device of this process and of those that it starts; how many these are.
+
+    Raises:
+        RunError: if the device is not there.
+    """
+    from archsearch.device import ASKED, at_once
+
+    if device:
+        os.environ[ASKED] = device.value
+    by_default = at_once(cores())
+    return workers or by_default
 
 
 def cores() -> int:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archsearch.cli.common import (
+    DeviceOpt,
     RunArg,
     SetOpt,
     TextOpt,
     TokenizerOpt,
+    WorkersOpt,
     console,
-    cores,
     study_of,
     whole_numbers,
+    workers_on,
 )
 from archsearch.errors import RunError
 
@@ -77,7 +79,7 @@ def scale_up(
     shard: Annotated[
         bool, typer.Option(help="Under torchrun: share weights among processes (FSDP2).")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda; by default what is there.")] = "",
+    device: DeviceOpt = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory; by default below that of the run.")
     ] = None,
@@ -97,7 +99,10 @@ def scale_up(
     ] = 1,
     seeds: Annotated[int, typer.Option(help="With --fit: of each training.", min=1, max=10)] = 2,
     workers: Annotated[
-        int | None, typer.Option(help="With --fit: processes; by default one per core.", min=1)
+        int | None,
+        typer.Option(
+            help="With --fit: processes; by default one per core, on GPUs 4 for each.", min=1
+        ),
     ] = None,
     override: SetOpt = None,
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
@@ -109,6 +114,7 @@ def scale_up(
     """
     from archsearch.report.scale import Wanted, scale
 
+    processes = workers_on(device, workers)
     given = {"steps": steps, "lr": lr, "batch": batch}
     named = {f"recipe.{k}={v}" for k, v in given.items() if v is not None}
     genome, recipe, folder = _to_scale(source, trial, storage, [*(override or ()), *sorted(named)])
@@ -130,7 +136,7 @@ def scale_up(
                 settings=Settings(context=context, seed=seed), text=tuple(text or ()),
                 tokenizer=tokenizer,
             ),
-            out or folder / "scale" / "fit", folder / "scale" / "text", workers or cores(),
+            out or folder / "scale" / "fit", folder / "scale" / "text", processes,
             console, dry_run=dry_run,
         )  # fmt: skip
         return
@@ -139,7 +145,7 @@ def scale_up(
             genome=genome, recipe=recipe, width=width, depth=depth or len(genome.genes),
             context=context, scheme=scheme.value, text=tuple(text or ()), tokenizer=tokenizer,
             baseline="" if baseline == "none" else baseline, seed=seed, accumulate=accumulate,
-            bf16=bf16, compile=compiled, shard=shard, device=device,
+            bf16=bf16, compile=compiled, shard=shard,
         ),
         out or folder / "scale" / f"w{width}-d{depth or len(genome.genes)}",
         console,
@@ -166,9 +172,8 @@ def fidelity(
     batch: Annotated[int, typer.Option(help="Sequences of a step.", min=1)] = 8,
     text: TextOpt = None,
     tokenizer: TokenizerOpt = "byte",
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; by default one per core.", min=1)
-    ] = None,
+    workers: WorkersOpt = None,
+    device: DeviceOpt = None,
     dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
 ) -> None:
@@ -185,7 +190,8 @@ def fidelity(
         text=tuple(text or ()), tokenizer=tokenizer,
     )  # fmt: skip
     folder = Path(run)
-    measure(study_of(run, storage), folder, wanted, workers or cores(), console, dry_run=dry_run)
+    processes = workers_on(device, workers)
+    measure(study_of(run, storage), folder, wanted, processes, console, dry_run=dry_run)
 
 
 @app.command()
@@ -219,9 +225,8 @@ def mup_check(
     text: TextOpt = None,
     tokenizer: TokenizerOpt = "byte",
     trial: Annotated[str, typer.Option(help="Index of a trial of the run, or best.")] = "best",
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; by default one per core.", min=1)
-    ] = None,
+    workers: WorkersOpt = None,
+    device: DeviceOpt = None,
     override: SetOpt = None,
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
 ) -> None:
@@ -239,6 +244,7 @@ def mup_check(
     if source and source.endswith(".jsonl"):
         show(Swept.read(Path(source)), console)
         return
+    processes = workers_on(device, workers)
     for name in [source] if source else NETS[:1] if demo else NETS:
         genome, recipe, home = _to_scale(name, trial, storage, [*SET_UP, *(override or ())])
         width, depth, far = genome.d_model, len(genome.genes), 8 if demo else 4
@@ -250,7 +256,7 @@ def mup_check(
             seeds=seeds or (1 if demo else 2), settings=Settings(context=context, held_out=128),
         )  # fmt: skip
         sweep(design, tuple(text or ()), tokenizer, home / "mup-check", home / "scale" / "text",
-              workers or cores(), console)  # fmt: skip
+              processes, console)  # fmt: skip
 
 
 def _to_scale(

@@ -12,7 +12,18 @@ from typing import Annotated, Any
 
 import typer
 
-from archsearch.cli.common import RunArg, SetOpt, SpaceArg, console, cores, study_of, with_tasks
+from archsearch.cli.common import (
+    DeviceOpt,
+    RunArg,
+    SetOpt,
+    SpaceArg,
+    WorkersOpt,
+    console,
+    cores,
+    study_of,
+    with_tasks,
+    workers_on,
+)
 
 app = typer.Typer()
 
@@ -29,9 +40,8 @@ def run(
     trials: Annotated[
         int | None, typer.Option(help="Trials in all, finished ones included.", min=1)
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Worker processes; by default one per core.", min=1)
-    ] = None,
+    workers: WorkersOpt = None,
+    device: DeviceOpt = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the run, instead of the space's.")
     ] = None,
@@ -65,7 +75,7 @@ def run(
     from archsearch.search.run import Run
 
     place = Run(folder / experiment.space.name, storage)
-    search(experiment, place, workers or cores(), console, control=control is not None)
+    search(experiment, place, workers_on(device, workers), console, control=control is not None)
 
 
 @app.command(hidden=True)
@@ -135,9 +145,8 @@ def explain(
     run: RunArg,
     trial: Annotated[str, typer.Option(help="Index of a trial, or best.")] = "best",
     seeds: Annotated[int, typer.Option(help="Fresh seeds of each training.", min=2, max=10)] = 3,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; by default one per core.", min=1)
-    ] = None,
+    workers: WorkersOpt = None,
+    device: DeviceOpt = None,
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
 ) -> None:
     """Say why a trial won: what each edit of it costs, which choices and motifs paid.
@@ -148,7 +157,7 @@ def explain(
     from archsearch.report.session import pick
 
     study = study_of(run, storage)
-    write(study, pick(study, trial), Path(run), seeds, workers or cores(), console)
+    write(study, pick(study, trial), Path(run), seeds, workers_on(device, workers), console)
 
 
 @app.command()

@@ -70,7 +70,6 @@ class Wanted:
     bf16: bool | None
     compile: bool | None
     shard: bool
-    device: str
 
 
 def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> None:
@@ -87,7 +86,7 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
     base = Base(wanted.genome.d_model, len(wanted.genome.genes), wanted.scheme)
     other = load_genome(wanted.baseline) if wanted.baseline else None
     large = enlarged(wanted.genome, wanted.width, wanted.depth)
-    with join_world(wanted.device) as world:
+    with join_world() as world:
         if not world.first:
             console = Console(quiet=True)
         corpus = Corpus.open(wanted.text, wanted.tokenizer, folder.parent / "text")

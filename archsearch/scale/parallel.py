@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from archsearch.device import chosen
 from archsearch.stack import Branch
 
 if TYPE_CHECKING:
@@ -44,14 +45,13 @@ class World:
 
 
 @contextmanager
-def join_world(device: str = "") -> Iterator[World]:
+def join_world() -> Iterator[World]:
     """The world that `torchrun` started this process in; by itself, a world of one.
 
-    Args:
-        device: "cpu" or "cuda"; by default a GPU where there is one.
+    Raises:
+        RunError: if the device that was asked for is not there.
     """
-    there = torch.cuda.is_available()  # noqa: TID251 - here the device is chosen
-    kind = device or ("cuda" if there else "cpu")
+    kind = chosen().type
     if "RANK" not in os.environ:
         yield World(torch.device(kind))
         return

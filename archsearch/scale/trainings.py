@@ -12,12 +12,14 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from archsearch.device import chosen
 from archsearch.errors import RunError, TrialError
 from archsearch.genome import Genome
 from archsearch.model import build
 from archsearch.mup import Base
 from archsearch.processes import side_by_side
 from archsearch.scale.corpus import Corpus
+from archsearch.scale.parallel import World
 from archsearch.scale.pretrain import Mark, Pretraining, Settings, Step, train
 from archsearch.scale.stability import Stability, judge
 from archsearch.search.fresh import write
@@ -141,8 +143,8 @@ def recall(wanted: Iterable[Training], corpus: Corpus, file: Path) -> dict[Train
 def _trained(wanted: Training, sources: tuple[str, ...], tokenizer: str, cache: Path) -> Ended:
     corpus = Corpus.open(sources, tokenizer, cache)
     start = generator(wanted.settings.seed, "scale", "start")
-    model = build(wanted.genome, corpus.vocab, generator=start, base=wanted.base)
-    training = Pretraining(model, corpus, wanted.recipe, wanted.settings)
+    model = build(wanted.genome, corpus.vocab, generator=start, base=wanted.base).to(chosen())
+    training = Pretraining(model, corpus, wanted.recipe, wanted.settings, World(chosen()))
     begun = {name: p.detach().clone() for name, p in model.named_parameters()}
     why, norms = "", list[float]()
 

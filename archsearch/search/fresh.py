@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from archsearch.device import chosen
 from archsearch.errors import RunError
 from archsearch.processes import side_by_side
 from archsearch.search.finals import Fresh, Known, from_plain, merged, to_plain
@@ -80,7 +81,7 @@ def _training(
     genome, k = wanted
     stream = seed(experiment.search.seed, "fresh", k)
     recipe = experiment.recipe.model_copy(update={"seeds": 1})
-    result = run_trial(genome, experiment.tasks, recipe, stream)
+    result = run_trial(genome, experiment.tasks, recipe, stream, device=chosen())
     if result.status != "ok":
         nothing = (0.0,) * len(experiment.tasks)
         return Fresh(0.0, WORST_LOSS, None, result.why, nothing), result.seconds
@@ -112,7 +113,8 @@ def _harder(experiment: Experiment, result: TrialResult, stream: int) -> float |
 
 def _accuracy(model: Model, task: Any, rows: int, batch: int, rng: Any) -> float:
     """Accuracy on fresh rows of a task; NaN for a model that cannot read them."""
-    held_out = task.sample(rows, rng)
+    inputs_NT, targets_NT = task.sample(rows, rng)
+    held_out = inputs_NT.to(model.device), targets_NT.to(model.device)
     try:
         return evaluate(model, held_out, batch)[0]
     except Exception:  # noqa: BLE001 - a block may have no place for rows of another length

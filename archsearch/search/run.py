@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from archsearch.device import PLACE
 from archsearch.errors import RunError
 from archsearch.rules import draw
 from archsearch.search.lease import ATTEMPTS, reap
@@ -178,7 +179,7 @@ class Coordinator:
             )
 
     def _start(self, count: int, until: float | None) -> None:
-        """Start workers, each on one core, each bound to live no longer than this process."""
+        """Start workers, each on a core and a GPU if any, bound to live no longer than this."""
         command = [
             sys.executable, "-m", "archsearch", "worker", self.run.place,
             "--study", self.study.name, "--dir", str(self.run.folder),
@@ -187,10 +188,10 @@ class Coordinator:
         if until is not None:
             command += ["--until", str(until)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        for _ in range(count):
+        for place in range(len(self.children), len(self.children) + count):
             words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - the thread does
             child = subprocess.Popen(
-                command, env=environment, encoding="utf-8", errors="replace",
+                command, env=environment | {PLACE: str(place)}, encoding="utf-8", errors="replace",
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,
                 start_new_session=True,
             )  # fmt: skip

@@ -21,6 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from safetensors import SafetensorError
 
+from archsearch.device import chosen
 from archsearch.errors import RunError, SpaceError
 from archsearch.expr import SCORES
 from archsearch.rules import cached_cost, measure
@@ -68,7 +69,7 @@ class Worker:
         self.study = Study(open_storage(place), name)
         self.experiment = self.study.experiment(trials)
         self.proposals = Proposals(self.experiment, self.study.about["lag"], carried(self.study))
-        self.folder, self.emit = folder, emit
+        self.folder, self.emit, self.device = folder, emit, chosen()
         self.artifacts = FileSystemArtifactStore(folder / "artifacts")
         self._numbers: dict[int, int] = {}
         self.study.optuna.sampler = GenomeSampler(self.experiment.space, self._candidate)
@@ -177,7 +178,7 @@ class Worker:
         rung, waits = self._place(index).rung, experiment.waits
         return run_trial(
             genome, experiment.tasks, experiment.recipe, experiment.search.seed,
-            stretches=waits[rung] if rung < len(waits) else None,
+            device=self.device, stretches=waits[rung] if rung < len(waits) else None,
             checkpoint=self._checkpoint(genome.key),
             on_progress=on_progress, hopeless=self._judge(index, genome),
         )  # fmt: skip

@@ -170,7 +170,7 @@ from archsearch.sections import Recipe
 from archsearch.train import generator
 from tests.scale.test_pretrain import HYBRID
 text, folder, shard, steps = sys.argv[1:]
-with join_world("cpu") as world:
+with join_world() as world:
     corpus = Corpus.open([text], "byte", Path(text).parent / "cache")
     model = build(HYBRID, corpus.vocab, generator=generator("start"), base=Base(16, 3))
     settings = Settings(context=32, held_out=8, accumulate=2, shard=bool(int(shard)))
