@@ -45,6 +45,11 @@ bench: $(VENV)/installed-dev  ## measure what benchmarks/results/ holds
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/mup_groups.py --out benchmarks/results/mup_groups.json
+	$(BIN)/python benchmarks/transfer.py
+	$(BIN)/python benchmarks/scale_overhead.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/export.py --out benchmarks/results/export.json
+	$(BIN)/python -m benchmarks.native_parity
 	$(BIN)/python benchmarks/blocks.py --out benchmarks/results/blocks.json
 	$(BIN)/python benchmarks/samplers.py toy --seeds 10 --out benchmarks/results/samplers.json
 	$(BIN)/python benchmarks/samplers.py nb201 --trials 50 100 200 --out benchmarks/results/samplers.json

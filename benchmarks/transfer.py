@@ -3,8 +3,7 @@
     python benchmarks/transfer.py [NAME ...] [--workers 1]
 
 Each sweep is one `archsearch mup-check`; trainings are kept in runs/, so the same command goes on.
-Rows go to benchmarks/results/mup_NAME.jsonl, pictures to docs/pictures/. All of them take about
-forty minutes of one core.
+Rows and pictures go to benchmarks/results/. All of them take about fifty minutes of one core.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 SWEEPS = {
     "attention": ("attention-net", "--widths", "32,64,128,256", "--depths", "4,8,16,32"),
-    "mamba2": ("mamba2-net", "--widths", "32,64,128", "--depths", "2"),
-    "six_kinds": ("six-kinds", "--widths", "32,128", "--depths", "7"),
+    "mamba2": ("mamba2-net", "--widths", "32,64,128"),
+    "six_kinds": ("six-kinds", "--widths", "32,128", "--depths", "7", "--seeds", "3"),
 }
-PICTURES = {"attention": ("width", "depth")}
 
 
 def main() -> None:
@@ -36,9 +35,10 @@ def main() -> None:
         print(" ".join(command[2:]), flush=True)
         subprocess.run([*command, "--workers", given.workers], check=True, cwd=ROOT)
         home = ROOT / "runs" / space / "mup-check"
-        shutil.copy(home / "swept.jsonl", ROOT / "benchmarks" / "results" / f"mup_{name}.jsonl")
-        for axis in PICTURES.get(name, ()):
-            shutil.copy(home / f"{axis}.svg", ROOT / "docs" / "pictures" / f"transfer-{axis}.svg")
+        shutil.copy(home / "swept.jsonl", RESULTS / f"mup_{name}.jsonl")
+        if name == "attention":
+            for axis in ("width", "depth"):
+                shutil.copy(home / f"{axis}.svg", RESULTS / f"mup_{axis}.svg")
 
 
 if __name__ == "__main__":
