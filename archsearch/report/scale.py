@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from archsearch.errors import RunError
+from archsearch.errors import Diverged, RunError
 from archsearch.model import build
 from archsearch.mup import Base, branch_multiplier
 from archsearch.scale import checkpoint, tokens
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from archsearch.sections import Recipe
 
 RESULT = "result.json"
+WINNER, BASELINE = "winner", "baseline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,12 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
 
     The same command goes on where it stopped.
 
+    Args:
+        wanted: What was asked for.
+        folder: Where checkpoints and the result go; token files go to `text` beside it.
+        console: Where the plan, the progress and the end are shown.
+        dry_run: Whether to stop after the plan.
+
     Raises:
         SpaceError: if heads do not fit the width.
         CorpusError: if the text cannot be used.
@@ -96,7 +103,7 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
             vocab=corpus.vocab,
         )  # fmt: skip
         corpus.windows(plan.context)
-        plans = {"winner": plan} | ({"baseline": rival(plan, other)} if other else {})
+        plans = {WINNER: plan} | ({BASELINE: rival(plan, other)} if other else {})
         gpu = world.device.type == "cuda"
         bf16, compiled = (
             gpu if asked is None else asked for asked in (wanted.bf16, wanted.compile)
@@ -105,19 +112,38 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
             context=wanted.context, accumulate=wanted.accumulate, seed=wanted.seed,
             dtype="bfloat16" if bf16 else "float32", compile=compiled, shard=wanted.shard,
         )  # fmt: skip
-        show_plans(plans, corpus, world, console)
+        if world.first:
+            show_plans(plans, corpus, settings, world, console)
         if not dry_run:
-            if world.first and not any(folder.glob("*/step-*")):
-                tokens.keep(wanted.tokenizer, folder)
+            if world.first:
+                _make_room(folder, wanted.tokenizer)
             carry_out(plans, corpus, settings, folder, world, console)
 
 
-def show_plans(plans: dict[str, ScalePlan], corpus: Corpus, world: World, console: Console) -> None:
+def _make_room(folder: Path, tokenizer: str) -> None:
+    """Make the directory, with the tokenizer in it, before anything is trained."""
+    try:
+        (folder / WINNER).mkdir(parents=True, exist_ok=True)
+        if not any(folder.glob("*/step-*")):
+            tokens.keep(tokenizer, folder)
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be written: {error.strerror}; name another directory with --out"
+        ) from None
+
+
+def show_plans(
+    plans: dict[str, ScalePlan],
+    corpus: Corpus,
+    settings: Settings,
+    world: World,
+    console: Console,
+) -> None:
     """Print what will be trained, before anything is."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", *plans):
         table.add_column(name, overflow="fold")
-    for label, cells in _rows(plans, world).items():
+    for label, cells in _rows(plans, settings, world).items():
         table.add_row(label, *cells)
     console.print(table)
     first = next(iter(plans.values()))
@@ -138,9 +164,10 @@ def show_plans(plans: dict[str, ScalePlan], corpus: Corpus, world: World, consol
     )  # fmt: skip
 
 
-def _rows(plans: dict[str, ScalePlan], world: World) -> dict[str, list[str]]:
+def _rows(plans: dict[str, ScalePlan], settings: Settings, world: World) -> dict[str, list[str]]:
     told: dict[str, list[str]] = {}
     for plan in plans.values():
+        rows = math.ceil(plan.recipe.batch / world.size / settings.accumulate)
         took = step_seconds(plan, world.device) / world.size
         told.setdefault("genome", []).append(plan.genome.text())
         told.setdefault("width", []).append(str(plan.genome.d_model))
@@ -151,7 +178,7 @@ def _rows(plans: dict[str, ScalePlan], world: World) -> dict[str, list[str]]:
         )
         told.setdefault("tokens", []).append(count(plan.tokens))
         told.setdefault("FLOPs", []).append(f"{plan.flops * plan.tokens:.1e}")
-        told.setdefault("memory", []).append(f"about {size(plan.memory)}")
+        told.setdefault("memory", []).append(f"about {size(plan.memory(rows))}")
         told.setdefault("time", []).append(f"about {span(took * plan.recipe.steps)}")
     return told
 
@@ -177,9 +204,15 @@ def carry_out(
 ) -> None:
     """Train what was planned, and print how it ended."""
     best = peak(world.device)
-    done = {}
-    for name, plan in plans.items():
-        done[name] = _trained(name, plan, corpus, settings, folder / name, world, best, console)
+    known = {
+        name: _known(folder / name, _about(plan, corpus, settings)) for name, plan in plans.items()
+    }
+    done = {
+        name: _trained(
+            name, plan, corpus, settings, folder / name, known[name], world, best, console
+        )
+        for name, plan in plans.items()
+    }
     if not world.first:
         return
     console.print()
@@ -192,18 +225,12 @@ def carry_out(
     console.print(f"written to {folder}", markup=False, soft_wrap=True)
 
 
-def _trained(
-    name: str,
-    plan: ScalePlan,
-    corpus: Corpus,
-    settings: Settings,
-    folder: Path,
-    world: World,
-    best: float,
-    console: Console,
-) -> Scaled:
-    """One model, from its last checkpoint or from the start, to the end."""
-    about = _about(plan, corpus, settings)
+def _known(folder: Path, about: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint of a training; None if there is none.
+
+    Raises:
+        RunError: if there is one of another training.
+    """
     known = checkpoint.latest(folder)
     if known and known[1]["about"] != about:
         changed = [key for key, value in about.items() if known[1]["about"].get(key) != value]
@@ -211,6 +238,22 @@ def _trained(
             f"{folder} holds a training with another {', '.join(changed)}; name another directory "
             "with --out, or remove it"
         )
+    return known
+
+
+def _trained(
+    name: str,
+    plan: ScalePlan,
+    corpus: Corpus,
+    settings: Settings,
+    folder: Path,
+    known: tuple[Path, dict[str, Any]] | None,
+    world: World,
+    best: float,
+    console: Console,
+) -> Scaled:
+    """One model, from its last checkpoint or from the start, to the end."""
+    about = _about(plan, corpus, settings)
     start = generator(settings.seed, "scale", "start")
     model = build(plan.genome, plan.vocab, generator=start, base=plan.base)
     training = Pretraining(model, corpus, plan.recipe, settings, world)
@@ -224,8 +267,14 @@ def _trained(
         live.mark(mark)
         training.save(folder, about)
 
-    with live:
-        train(training, live.step, on_mark)
+    try:
+        with live:
+            train(training, live.step, on_mark)
+    except Diverged as error:
+        raise Diverged(
+            f"{name} diverged: {error}. Checkpoints before that are kept in {folder}; try a lower "
+            "learning rate with --lr, and another directory with --out"
+        ) from None
     last = training.marks[-1]
     return Scaled(
         plan, last.held_out, corpus.bits_per_byte(last.held_out),
@@ -333,8 +382,8 @@ def _in_words(done: dict[str, Scaled]) -> list[str]:
         for name, scaled in done.items()
         if not scaled.stability.stable
     ]
-    if {"winner", "baseline"} <= done.keys():
-        gap = done["baseline"].bits_per_byte - done["winner"].bits_per_byte
+    if {WINNER, BASELINE} <= done.keys():
+        gap = done[BASELINE].bits_per_byte - done[WINNER].bits_per_byte
         which = "below" if gap >= 0 else "above"
         told.append(
             f"the winner is {abs(gap):.3f} bits per byte {which} the baseline; one seed of each, "

@@ -123,7 +123,10 @@ def restore(folder: Path, model: Model, optimizers: list[torch.optim.Optimizer])
             raise KeyError(min(weights))
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
-        raise RunError(f"{folder} is damaged or belongs to another model: {text}") from None
+        raise RunError(
+            f"{folder} is damaged or belongs to another model: {text}. Remove it to go on from the "
+            "one before"
+        ) from None
 
 
 def _steps(folder: Path) -> list[Path]:

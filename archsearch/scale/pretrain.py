@@ -169,19 +169,25 @@ class Pretraining:
             Diverged: if a loss is not finite.
         """
         held_out = self.evaluate()
-        if not math.isfinite(loss + held_out):
-            raise Diverged(
-                f"the loss is {loss:.3g}, on held-out text {held_out:.3g}, after step {self.step} "
-                f"at learning rate {self.recipe.lr:g}"
-            )
+        self._require_finite(loss, f"the loss is {loss:.3g}")
+        self._require_finite(held_out, f"the loss on held-out text is {held_out:.3g}")
         self.marks.append(Mark(self.step, loss, held_out, seconds))
         return self.marks[-1]
 
     def look(self, loss: float) -> None:
-        """Note what grows before a training becomes unstable, on a few held-out sequences."""
+        """Note what grows before a training becomes unstable, on a few held-out sequences.
+
+        Raises:
+            Diverged: if the loss is not finite.
+        """
         few = max(1, self.recipe.batch // 8)
         rows_BT = self.corpus.held_out(few, self.settings.context)[:, :-1].to(self.world.device)
         self.probes.look(self.step, loss, self.model, rows_BT, self.optimizers)
+        self._require_finite(loss, f"the loss is {loss:.3g}")
+
+    def _require_finite(self, loss: float, said: str) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(f"{said} after step {self.step} at learning rate {self.recipe.lr:g}")
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write a checkpoint; see `checkpoint.save`."""
