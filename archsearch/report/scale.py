@@ -47,6 +47,8 @@ class Scaled:
     plan: ScalePlan
     loss: float
     """On held-out text, in nats per token."""
+    begun: float
+    """Training loss before the first step."""
     bits_per_byte: float
     stability: Stability
     seconds: float
@@ -89,7 +91,8 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
         SpaceError: if heads do not fit the width.
         CorpusError: if the text cannot be used.
         RunError: if the directory holds another training, or cannot be written.
-        Diverged: if a loss is not finite.
+        Diverged: if a loss is not finite or far above that of guessing, or a model ends worse than
+            it began and than guessing.
     """
     base = Base(wanted.genome.d_model, len(wanted.genome.genes), wanted.scheme)
     other = load_genome(wanted.baseline) if wanted.baseline else None
@@ -213,16 +216,29 @@ def carry_out(
         )
         for name, plan in plans.items()
     }
-    if not world.first:
-        return
-    console.print()
-    console.print(_outcome(done, corpus))
-    for line in _in_words(done):
-        console.print(line, markup=False, soft_wrap=True)
-    told = {name: _told(scaled) for name, scaled in done.items()}
-    told["text"] = {"name": corpus.name, "order0": corpus.order0, "xz": corpus.xz}
-    write(folder / RESULT, json.dumps(told, indent=1) + "\n")
-    console.print(f"written to {folder}", markup=False, soft_wrap=True)
+    if world.first:
+        console.print()
+        console.print(_outcome(done, corpus))
+        for line in _in_words(done):
+            console.print(line, markup=False, soft_wrap=True)
+        told = {name: _told(scaled) for name, scaled in done.items()}
+        told["text"] = {"name": corpus.name, "order0": corpus.order0, "xz": corpus.xz}
+        write(folder / RESULT, json.dumps(told, indent=1) + "\n")
+        console.print(f"written to {folder}", markup=False, soft_wrap=True)
+    for name, scaled in done.items():
+        guessing = math.log(scaled.plan.vocab)
+        if scaled.loss > max(scaled.begun, guessing):
+            raise _diverged(
+                name, f"its loss ends at {scaled.loss:.3g}, that of guessing is {guessing:.3g}",
+                folder / name,
+            )  # fmt: skip
+
+
+def _diverged(name: str, why: str, folder: Path) -> Diverged:
+    return Diverged(
+        f"{name} diverged: {why}. Its best and its last checkpoints are kept in {folder}; try a "
+        "lower learning rate with --lr, and another directory with --out"
+    )
 
 
 def _known(folder: Path, about: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
@@ -271,13 +287,10 @@ def _trained(
         with live:
             train(training, live.step, on_mark)
     except Diverged as error:
-        raise Diverged(
-            f"{name} diverged: {error}. Checkpoints before that are kept in {folder}; try a lower "
-            "learning rate with --lr, and another directory with --out"
-        ) from None
+        raise _diverged(name, str(error), folder) from None
     last = training.marks[-1]
     return Scaled(
-        plan, last.held_out, corpus.bits_per_byte(last.held_out),
+        plan, last.held_out, training.begun or 0.0, corpus.bits_per_byte(last.held_out),
         judge(training.probes.log(), math.log(plan.vocab)),
         sum(mark.seconds for mark in training.marks),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from archsearch.mup import Base
 from archsearch.scale import checkpoint
 from archsearch.scale.corpus import Corpus
 from archsearch.scale.parallel import join_world
-from archsearch.scale.pretrain import Pretraining, Settings, train
+from archsearch.scale.pretrain import Mark, Pretraining, Settings, train
 from archsearch.sections import Recipe
 from archsearch.testing.text import Markov
 from archsearch.train import generator
@@ -119,6 +119,27 @@ def test_a_training_that_diverges_says_so_and_keeps_its_last_checkpoint(corpus, 
     pretraining(corpus).restore(*checkpoint.latest(tmp_path))
 
 
+def test_a_loss_far_above_guessing_is_divergence_too(corpus):
+    training = pretraining(corpus)
+    with torch.no_grad():
+        training.model.readout.weight.mul_(100)
+    with pytest.raises(Diverged, match=r"that of guessing 5\.55, after step 0"):
+        training.mark(0.0, 1.0)
+    training.descend()
+    assert training.mark(0.0, 1.0).held_out > 11, "it began there"
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last_ones(corpus, tmp_path):
+    training = pretraining(corpus)
+    for held_out in (2.0, 1.0, 3.0, 4.0, 5.0):
+        training.step += 1
+        training.marks.append(Mark(training.step, held_out, held_out, 1.0))
+        training.save(tmp_path, {})
+    names = ["step-00000002", "step-00000004", "step-00000005"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == names
+    assert checkpoint.latest(tmp_path)[1]["step"] == 5
+
+
 def test_checkpoints_are_whole_or_not_there(corpus, tmp_path, monkeypatch):
     training = pretraining(corpus)
     for _ in range(3):
@@ -131,7 +152,7 @@ def test_checkpoints_are_whole_or_not_there(corpus, tmp_path, monkeypatch):
 
     losses(training, 1)
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(RunError, match=r"No space left on device.*before it is kept"):
+    with pytest.raises(RunError, match=r"No space left on device.*after step-00000003, which is k"):
         training.save(tmp_path, {})
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000003"]
     assert checkpoint.latest(tmp_path)[1]["step"] == 3
