@@ -107,11 +107,6 @@ def scale_up(
     Shows the plan first. The same command continues a training that was stopped. On several GPUs:
     torchrun --nproc-per-node 8 -m archsearch scale RUN ...
     """
-    from archsearch.report.scale import Wanted, scale
-
-    given = {"steps": steps, "lr": lr, "batch": batch}
-    named = {f"recipe.{k}={v}" for k, v in given.items() if v is not None}
-    genome, recipe, folder = _to_scale(source, trial, storage, [*(override or ()), *sorted(named)])
     if not fit and (widths or lrs or batches or finalists > 1):
         raise RunError("--widths, --lrs, --batches and --finalists go with --fit")
     single = (width, accumulate, bf16, compiled, shard or None, device or None)
@@ -120,6 +115,11 @@ def scale_up(
             "--fit trains small models at several --widths, each in a process of its own; "
             "--width, --accumulate, --bf16, --compile, --shard and --device are for one large one"
         )
+    from archsearch.report.scale import Wanted, scale
+
+    given = {"steps": steps, "lr": lr, "batch": batch}
+    named = {f"recipe.{k}={v}" for k, v in given.items() if v is not None}
+    genome, recipe, folder = _to_scale(source, trial, storage, [*(override or ()), *sorted(named)])
     if fit:
         from archsearch.report import fit as laws
         from archsearch.scale.pretrain import Settings
