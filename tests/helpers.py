@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from importlib.util import module_from_spec, spec_from_file_location
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
+
+from archsearch.cli import main
 
 TINY = """\
 version: 1
@@ -38,3 +43,20 @@ def archsearch(*args: str, cwd: Path, **environment: str) -> subprocess.Complete
     env = os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, "-m", "archsearch", *args]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def in_process(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same command in this process, which need not import torch again."""
+    out, err, code = StringIO(), StringIO(), 0
+    with (
+        chdir(cwd),
+        patch.dict(os.environ, {"COLUMNS": "80"}),
+        patch.object(sys, "argv", ["archsearch", *args]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())

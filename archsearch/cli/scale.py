@@ -43,7 +43,7 @@ def scale_up(
     source: Annotated[
         str, typer.Argument(help="A run directory, or a space of one member: a file or a name.")
     ],
-    width: Annotated[int, typer.Option(help="Model width.", min=1)] = 256,
+    width: Annotated[int | None, typer.Option(help="Model width; by default 256.", min=1)] = None,
     depth: Annotated[
         int | None, typer.Option(help="Branches, about; by default as many as it has.", min=1)
     ] = None,
@@ -68,8 +68,8 @@ def scale_up(
     trial: Annotated[str, typer.Option(help="Index of a trial of the run, or best.")] = "best",
     seed: Annotated[int, typer.Option(help="Of starts and order of the text.")] = 0,
     accumulate: Annotated[
-        int, typer.Option(help="Parts that a step is cut into, to save memory.", min=1)
-    ] = 1,
+        int | None, typer.Option(help="Parts that a step is cut into, to save memory.", min=1)
+    ] = None,
     bf16: Annotated[
         bool | None, typer.Option(help="Activations in bfloat16; by default on a GPU.")
     ] = None,
@@ -112,25 +112,31 @@ def scale_up(
     Shows the plan first. The same command continues a training that was stopped. On several GPUs:
     torchrun --nproc-per-node 8 -m archsearch scale RUN ...
     """
+    if not fit and (widths or lrs or batches or finalists > 1):
+        raise RunError("--widths, --lrs, --batches and --finalists go with --fit")
+    single = (width, accumulate, bf16, compiled, shard or None)
+    if fit and any(option is not None for option in single):
+        raise RunError(
+            "--fit trains small models at several --widths, each in a process of its own; "
+            "--width, --accumulate, --bf16, --compile and --shard are for one large one"
+        )
     from archsearch.report.scale import Wanted, scale
 
     processes = workers_on(device, workers)
     given = {"steps": steps, "lr": lr, "batch": batch}
     named = {f"recipe.{k}={v}" for k, v in given.items() if v is not None}
     genome, recipe, folder = _to_scale(source, trial, storage, [*(override or ()), *sorted(named)])
-    if not fit and (widths or lrs or batches or finalists > 1):
-        raise RunError("--widths, --lrs, --batches and --finalists go with --fit")
     if fit:
         from archsearch.report import fit as laws
         from archsearch.scale.pretrain import Settings
         from archsearch.scale.sweep import powers
 
-        width = genome.d_model
+        own = genome.d_model
         laws.fit_family(
             laws.Wanted(
                 genomes={"winner": genome} | _others(source, storage, genome, finalists),
                 baseline="" if baseline == "none" else baseline, recipe=recipe, depth=depth,
-                widths=tuple(sorted({*whole_numbers(widths)})) or (width, 2 * width, 4 * width),
+                widths=tuple(sorted({*whole_numbers(widths)})) or (own, 2 * own, 4 * own),
                 scheme=scheme.value,
                 log2_lrs=powers(lrs) if lrs else (), batches=whole_numbers(batches), seeds=seeds,
                 settings=Settings(context=context, seed=seed), text=tuple(text or ()),
@@ -140,11 +146,12 @@ def scale_up(
             console, dry_run=dry_run,
         )  # fmt: skip
         return
+    width = width or 256
     scale(
         Wanted(
             genome=genome, recipe=recipe, width=width, depth=depth or len(genome.genes),
             context=context, scheme=scheme.value, text=tuple(text or ()), tokenizer=tokenizer,
-            baseline="" if baseline == "none" else baseline, seed=seed, accumulate=accumulate,
+            baseline="" if baseline == "none" else baseline, seed=seed, accumulate=accumulate or 1,
             bf16=bf16, compile=compiled, shard=shard,
         ),
         out or folder / "scale" / f"w{width}-d{depth or len(genome.genes)}",

@@ -11,17 +11,16 @@ Trainings of the proxy are kept in RUN/fresh.json.
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from archsearch.errors import RunError
 from archsearch.report.agreement import print_report, write_report
+from archsearch.report.bar import Bar
 from archsearch.report.survey import trial_seconds
 from archsearch.rules import cached_cost
 from archsearch.scale.candidates import Chosen, choose, keep, kept
@@ -260,45 +259,6 @@ def _few(things: Sequence[Thing], size: Callable[[Thing], float]) -> list[Thing]
     return [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
 
 
-class _Bar:
-    """How much of the trainings is done: a bar on a terminal, elsewhere a line for each.
-
-    Args:
-        title: What they are.
-        works: The work of each, in any unit: time left goes by it.
-        console: Where.
-    """
-
-    def __init__(self, title: str, works: Sequence[float], console: Console) -> None:
-        self.title, self.console, self.count, self.ended = title, console, len(works), 0
-        self.total, self.done, self.began = sum(works), 0.0, time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(None), TimeRemainingColumn())
-        self.progress = Progress(
-            *columns, console=console, transient=True, expand=True,
-            disable=not (works and console.is_terminal),
-        )  # fmt: skip
-        self.task = self.progress.add_task(f"{title} 0/{self.count}", total=self.total)
-
-    def __enter__(self) -> _Bar:
-        self.progress.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.__exit__(None, None, None)
-
-    def end(self, what: str, outcome: str, work: float, *, failed: bool) -> None:
-        """One training has ended."""
-        self.ended, self.done = self.ended + 1, self.done + work
-        place = f"{self.title} {self.ended}/{self.count}"
-        self.progress.update(self.task, description=place, advance=work)
-        if failed or not self.console.is_terminal:
-            left = (time.monotonic() - self.began) / self.done * max(0.0, self.total - self.done)
-            self.console.print(
-                f"[{place}] {what}: {outcome}; about {span(left)} left",
-                highlight=False, markup=False, soft_wrap=True,
-            )  # fmt: skip
-
-
 def _train_proxies(
     experiment: Experiment,
     design: Design,
@@ -315,7 +275,7 @@ def _train_proxies(
         return float(cached_cost(genome, experiment.context).flops)
 
     wanted = missing(design.genomes, design.seeds, known)
-    with _Bar("proxy", [work(genome) for genome, _ in wanted], console) as bar:
+    with Bar("proxy", [work(genome) for genome, _ in wanted], console) as bar:
 
         def on_trained(genome: Genome, k: int, fresh: Fresh, seconds: float) -> None:
             remember(folder, experiment, merged(before, known))
@@ -338,7 +298,7 @@ def _train_targets(
 ) -> dict[Training, Ended]:
     """Train the panel on text; `dear` is what the memory does not know."""
     works = {training: design.plan(training).flops for training in dear}
-    with _Bar("text", list(works.values()), console) as bar:
+    with Bar("text", list(works.values()), console) as bar:
 
         def on_trained(training: Training, ended: Ended) -> None:
             genome, seed = training.genome, training.settings.seed + 1

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from archsearch.errors import RunError
+from archsearch.errors import Diverged, RunError
 from archsearch.model import build
 from archsearch.mup import Base, branch_multiplier
 from archsearch.scale import checkpoint, tokens
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from archsearch.sections import Recipe
 
 RESULT = "result.json"
+WINNER, BASELINE = "winner", "baseline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Scaled:
     plan: ScalePlan
     loss: float
     """On held-out text, in nats per token."""
+    begun: float
+    """Training loss before the first step."""
     bits_per_byte: float
     stability: Stability
     seconds: float
@@ -77,11 +80,18 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
 
     The same command goes on where it stopped.
 
+    Args:
+        wanted: What was asked for.
+        folder: Where checkpoints and the result go; token files go to `text` beside it.
+        console: Where the plan, the progress and the end are shown.
+        dry_run: Whether to stop after the plan.
+
     Raises:
         SpaceError: if heads do not fit the width.
         CorpusError: if the text cannot be used.
         RunError: if the directory holds another training, or cannot be written.
-        Diverged: if a loss is not finite.
+        Diverged: if a loss is not finite or far above that of guessing, or a model ends worse than
+            it began and than guessing.
     """
     base = Base(wanted.genome.d_model, len(wanted.genome.genes), wanted.scheme)
     other = load_genome(wanted.baseline) if wanted.baseline else None
@@ -95,7 +105,7 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
             vocab=corpus.vocab,
         )  # fmt: skip
         corpus.windows(plan.context)
-        plans = {"winner": plan} | ({"baseline": rival(plan, other)} if other else {})
+        plans = {WINNER: plan} | ({BASELINE: rival(plan, other)} if other else {})
         gpu = world.device.type == "cuda"
         bf16, compiled = (
             gpu if asked is None else asked for asked in (wanted.bf16, wanted.compile)
@@ -104,19 +114,38 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
             context=wanted.context, accumulate=wanted.accumulate, seed=wanted.seed,
             dtype="bfloat16" if bf16 else "float32", compile=compiled, shard=wanted.shard,
         )  # fmt: skip
-        show_plans(plans, corpus, world, console)
+        if world.first:
+            show_plans(plans, corpus, settings, world, console)
         if not dry_run:
-            if world.first and not any(folder.glob("*/step-*")):
-                tokens.keep(wanted.tokenizer, folder)
+            if world.first:
+                _make_room(folder, wanted.tokenizer)
             carry_out(plans, corpus, settings, folder, world, console)
 
 
-def show_plans(plans: dict[str, ScalePlan], corpus: Corpus, world: World, console: Console) -> None:
+def _make_room(folder: Path, tokenizer: str) -> None:
+    """Make the directory, with the tokenizer in it, before anything is trained."""
+    try:
+        (folder / WINNER).mkdir(parents=True, exist_ok=True)
+        if not any(folder.glob("*/step-*")):
+            tokens.keep(tokenizer, folder)
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be written: {error.strerror}; name another directory with --out"
+        ) from None
+
+
+def show_plans(
+    plans: dict[str, ScalePlan],
+    corpus: Corpus,
+    settings: Settings,
+    world: World,
+    console: Console,
+) -> None:
     """Print what will be trained, before anything is."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", *plans):
         table.add_column(name, overflow="fold")
-    for label, cells in _rows(plans, world).items():
+    for label, cells in _rows(plans, settings, world).items():
         table.add_row(label, *cells)
     console.print(table)
     first = next(iter(plans.values()))
@@ -137,9 +166,10 @@ def show_plans(plans: dict[str, ScalePlan], corpus: Corpus, world: World, consol
     )  # fmt: skip
 
 
-def _rows(plans: dict[str, ScalePlan], world: World) -> dict[str, list[str]]:
+def _rows(plans: dict[str, ScalePlan], settings: Settings, world: World) -> dict[str, list[str]]:
     told: dict[str, list[str]] = {}
     for plan in plans.values():
+        rows = math.ceil(plan.recipe.batch / world.size / settings.accumulate)
         took = step_seconds(plan, world.device) / world.size
         told.setdefault("genome", []).append(plan.genome.text())
         told.setdefault("width", []).append(str(plan.genome.d_model))
@@ -150,7 +180,7 @@ def _rows(plans: dict[str, ScalePlan], world: World) -> dict[str, list[str]]:
         )
         told.setdefault("tokens", []).append(count(plan.tokens))
         told.setdefault("FLOPs", []).append(f"{plan.flops * plan.tokens:.1e}")
-        told.setdefault("memory", []).append(f"about {size(plan.memory)}")
+        told.setdefault("memory", []).append(f"about {size(plan.memory(rows))}")
         told.setdefault("time", []).append(f"about {span(took * plan.recipe.steps)}")
     return told
 
@@ -176,19 +206,54 @@ def carry_out(
 ) -> None:
     """Train what was planned, and print how it ended."""
     best = peak(world.device)
-    done = {}
-    for name, plan in plans.items():
-        done[name] = _trained(name, plan, corpus, settings, folder / name, world, best, console)
-    if not world.first:
-        return
-    console.print()
-    console.print(_outcome(done, corpus))
-    for line in _in_words(done):
-        console.print(line, markup=False, soft_wrap=True)
-    told = {name: _told(scaled) for name, scaled in done.items()}
-    told["text"] = {"name": corpus.name, "order0": corpus.order0, "xz": corpus.xz}
-    write(folder / RESULT, json.dumps(told, indent=1) + "\n")
-    console.print(f"written to {folder}", markup=False, soft_wrap=True)
+    known = {
+        name: _known(folder / name, _about(plan, corpus, settings)) for name, plan in plans.items()
+    }
+    done = {
+        name: _trained(
+            name, plan, corpus, settings, folder / name, known[name], world, best, console
+        )
+        for name, plan in plans.items()
+    }
+    if world.first:
+        console.print()
+        console.print(_outcome(done, corpus))
+        for line in _in_words(done):
+            console.print(line, markup=False, soft_wrap=True)
+        told = {name: _told(scaled) for name, scaled in done.items()}
+        told["text"] = {"name": corpus.name, "order0": corpus.order0, "xz": corpus.xz}
+        write(folder / RESULT, json.dumps(told, indent=1) + "\n")
+        console.print(f"written to {folder}", markup=False, soft_wrap=True)
+    for name, scaled in done.items():
+        guessing = math.log(scaled.plan.vocab)
+        if scaled.loss > max(scaled.begun, guessing):
+            raise _diverged(
+                name, f"its loss ends at {scaled.loss:.3g}, that of guessing is {guessing:.3g}",
+                folder / name,
+            )  # fmt: skip
+
+
+def _diverged(name: str, why: str, folder: Path) -> Diverged:
+    return Diverged(
+        f"{name} diverged: {why}. Its best and its last checkpoints are kept in {folder}; try a "
+        "lower learning rate with --lr, and another directory with --out"
+    )
+
+
+def _known(folder: Path, about: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint of a training; None if there is none.
+
+    Raises:
+        RunError: if there is one of another training.
+    """
+    known = checkpoint.latest(folder)
+    if known and known[1]["about"] != about:
+        changed = [key for key, value in about.items() if known[1]["about"].get(key) != value]
+        raise RunError(
+            f"{folder} holds a training with another {', '.join(changed)}; name another directory "
+            "with --out, or remove it"
+        )
+    return known
 
 
 def _trained(
@@ -197,19 +262,13 @@ def _trained(
     corpus: Corpus,
     settings: Settings,
     folder: Path,
+    known: tuple[Path, dict[str, Any]] | None,
     world: World,
     best: float,
     console: Console,
 ) -> Scaled:
     """One model, from its last checkpoint or from the start, to the end."""
     about = _about(plan, corpus, settings)
-    known = checkpoint.latest(folder)
-    if known and known[1]["about"] != about:
-        changed = [key for key, value in about.items() if known[1]["about"].get(key) != value]
-        raise RunError(
-            f"{folder} holds a training with another {', '.join(changed)}; name another directory "
-            "with --out, or remove it"
-        )
     start = generator(settings.seed, "scale", "start")
     model = build(plan.genome, plan.vocab, generator=start, base=plan.base)
     training = Pretraining(model, corpus, plan.recipe, settings, world)
@@ -223,11 +282,14 @@ def _trained(
         live.mark(mark)
         training.save(folder, about)
 
-    with live:
-        train(training, live.step, on_mark)
+    try:
+        with live:
+            train(training, live.step, on_mark)
+    except Diverged as error:
+        raise _diverged(name, str(error), folder) from None
     last = training.marks[-1]
     return Scaled(
-        plan, last.held_out, corpus.bits_per_byte(last.held_out),
+        plan, last.held_out, training.begun or 0.0, corpus.bits_per_byte(last.held_out),
         judge(training.probes.log(), math.log(plan.vocab)),
         sum(mark.seconds for mark in training.marks),
     )  # fmt: skip
@@ -332,8 +394,8 @@ def _in_words(done: dict[str, Scaled]) -> list[str]:
         for name, scaled in done.items()
         if not scaled.stability.stable
     ]
-    if {"winner", "baseline"} <= done.keys():
-        gap = done["baseline"].bits_per_byte - done["winner"].bits_per_byte
+    if {WINNER, BASELINE} <= done.keys():
+        gap = done[BASELINE].bits_per_byte - done[WINNER].bits_per_byte
         which = "below" if gap >= 0 else "above"
         told.append(
             f"the winner is {abs(gap):.3f} bits per byte {which} the baseline; one seed of each, "

@@ -363,6 +363,6 @@ def _accuracy(score_N: Array, target_N: Array, clear_NN: Array) -> Estimate | No
     pairs = int(clear_NN.sum()) // 2
     if not pairs:
         return None
-    agree = float((signs(score_N) * signs(target_N) * clear_NN).sum()) / 2
-    hits = (agree + pairs) / 2
+    ahead = float((signs(score_N) * signs(target_N) * clear_NN).sum()) / 2
+    hits = (ahead + pairs) / 2
     return Estimate(hits / pairs, *wilson(hits, pairs))

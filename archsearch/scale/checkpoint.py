@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KEPT = 2
-"""Checkpoints that are kept: the last ones."""
+"""Checkpoints that are kept: the last ones, beside the best."""
 
 
 def save(
@@ -38,6 +38,7 @@ def save(
     optimizers: list[torch.optim.Optimizer],
     state: dict[str, Any],
     world: World,
+    best: int | None = None,
 ) -> None:
     """Write a checkpoint and drop the oldest.
 
@@ -49,6 +50,7 @@ def save(
         optimizers: Its optimizers.
         state: Plain data with a `step`.
         world: The processes.
+        best: The step of one that is kept however old it is.
 
     Raises:
         RunError: if it cannot be written.
@@ -62,7 +64,7 @@ def save(
     }
     if not world.first:
         return
-    target = folder / f"step-{state['step']:08d}"
+    target = folder / _name(state["step"])
     scratch = folder / f".{target.name}.{os.getpid()}"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -73,14 +75,14 @@ def save(
             shutil.rmtree(target)
         scratch.replace(target)
         for old in _steps(folder)[:-KEPT]:
-            shutil.rmtree(old)
+            if old.name != _name(best):
+                shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
-        raise RunError(
-            f"{target} cannot be written: {reason}. The checkpoint before it is kept; the same "
-            "command continues from it"
-        ) from None
+        kept = _steps(folder)
+        after = f"continues after {kept[-1].name}, which is kept" if kept else "begins anew"
+        raise RunError(f"{target} cannot be written: {reason}. The same command {after}") from None
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -123,7 +125,14 @@ def restore(folder: Path, model: Model, optimizers: list[torch.optim.Optimizer])
             raise KeyError(min(weights))
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
-        raise RunError(f"{folder} is damaged or belongs to another model: {text}") from None
+        raise RunError(
+            f"{folder} is damaged or belongs to another model: {text}. Remove it to go on from the "
+            "one before"
+        ) from None
+
+
+def _name(step: int | None) -> str:
+    return "" if step is None else f"step-{step:08d}"
 
 
 def _steps(folder: Path) -> list[Path]:

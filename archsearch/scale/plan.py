@@ -1,4 +1,7 @@
-"""What a genome becomes at another size, and what training it there takes; nothing is trained."""
+"""What a genome becomes at another size, and what training it there takes; nothing is trained.
+
+Shapes: T time.
+"""
 
 from __future__ import annotations
 
@@ -65,17 +68,27 @@ class ScalePlan:
         readout = 2 * self.genome.d_model * self.vocab
         return 3 * (self.cost.flops + readout)
 
-    @property
-    def memory(self) -> float:
-        """About how many bytes training takes, all sequences of a step at once.
+    def memory(self, rows: int) -> float:
+        """About how many bytes training takes.
 
-        Activations are measured at the width of the base model, and taken to grow with the width.
+        Activations are measured on one and two repeats of the branches at the width of the base
+        model, and taken to grow with width and depth.
+
+        Args:
+            rows: Sequences that a process has in memory at once.
         """
-        with torch.device("meta"):
-            small = Model(widened(self.genome, self.base.width), self.vocab)
-        row = torch.zeros(1, self.context, dtype=torch.int64)
-        growth = self.genome.d_model / self.base.width
-        return 16 * self.params + growth * pass_bytes(small, (row, row), self.recipe)
+        short = motif(widened(self.genome, self.base.width))
+        repeats = len(self.genome.genes) // len(short.genes)
+        told = self.recipe.model_copy(update={"batch": rows, "eval_rows": rows})
+        tokens_1T = torch.zeros(1, self.context, dtype=torch.int64)
+        measured = []
+        for periods in range(1, min(repeats, 2) + 1):
+            with torch.device("meta"):
+                small = Model(deepened(short, periods), self.vocab)
+            measured.append(pass_bytes(small, (tokens_1T, tokens_1T), told))
+        more = measured[-1] - measured[0]
+        activations = measured[0] + more * (repeats - 1)
+        return 16 * self.params + activations * self.genome.d_model / self.base.width
 
     def factors(self) -> Iterator[tuple[str, int, Scales]]:
         """Kinds of parameters with how many there are, and how they are scaled."""

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from archsearch.sections import Recipe
 
 
+FAR = 2.0
+"""Loss on held-out text over that of guessing, above which a training has diverged, unless it began
+there (tied embeddings may)."""
 LOOKS = 64
 """Moments at which a training is looked into."""
 
@@ -114,6 +117,8 @@ class Pretraining:
             for optimizer in self.optimizers
         ]
         self.step = 0
+        self.begun: float | None = None
+        """Training loss of the first step, before it; None until then."""
         self.marks: list[Mark] = []
         self.probes = Probes()
 
@@ -148,7 +153,10 @@ class Pretraining:
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return Step(self.step, self.world.mean(total), norm)
+        loss = self.world.mean(total)
+        if self.begun is None:
+            self.begun = float(loss)
+        return Step(self.step, loss, norm)
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -166,37 +174,49 @@ class Pretraining:
         """Evaluate, and note it beside the training loss since the last mark.
 
         Raises:
-            Diverged: if a loss is not finite.
+            Diverged: if a loss is not finite, or above the first one and twice that of guessing.
         """
-        held_out = self.evaluate()
-        if not math.isfinite(loss + held_out):
-            raise Diverged(
-                f"the loss is {loss:.3g}, on held-out text {held_out:.3g}, after step {self.step} "
-                f"at learning rate {self.recipe.lr:g}"
-            )
+        held_out, guessing = self.evaluate(), math.log(self.corpus.vocab)
+        self._require(math.isfinite(loss), f"the loss is {loss:.3g}")
+        self._require(
+            held_out <= max(self.begun or 0.0, FAR * guessing),
+            f"the loss on held-out text is {held_out:.3g}, that of guessing {guessing:.3g},",
+        )
         self.marks.append(Mark(self.step, loss, held_out, seconds))
         return self.marks[-1]
 
     def look(self, loss: float) -> None:
-        """Note what grows before a training becomes unstable, on a few held-out sequences."""
+        """Note what grows before a training becomes unstable, on a few held-out sequences.
+
+        Raises:
+            Diverged: if the loss is not finite.
+        """
         few = max(1, self.recipe.batch // 8)
         rows_BT = self.corpus.held_out(few, self.settings.context)[:, :-1].to(self.world.device)
         self.probes.look(self.step, loss, self.model, rows_BT, self.optimizers)
+        self._require(math.isfinite(loss), f"the loss is {loss:.3g}")
+
+    def _require(self, well: bool, said: str) -> None:
+        if not well:
+            raise Diverged(f"{said} after step {self.step} at learning rate {self.recipe.lr:g}")
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
-        """Write a checkpoint; see `checkpoint.save`."""
+        """Write a checkpoint, see `checkpoint.save`; that of the least held-out loss is kept."""
         state = {
             "step": self.step,
+            "begun": self.begun,
             "about": about,
             "marks": [asdict(mark) for mark in self.marks],
             "probes": asdict(self.probes),
         }
-        checkpoint.save(folder, self.model, self.optimizers, state, self.world)
+        best = min(self.marks, key=lambda mark: mark.held_out).step if self.marks else None
+        checkpoint.save(folder, self.model, self.optimizers, state, self.world, best)
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
         """Go on from a checkpoint that `checkpoint.latest` found."""
         checkpoint.restore(folder, self.model, self.optimizers)
-        self.step, self.marks = state["step"], [Mark(**mark) for mark in state["marks"]]
+        self.step, self.begun = state["step"], state.get("begun")
+        self.marks = [Mark(**mark) for mark in state["marks"]]
         self.probes = Probes(**state["probes"])
         for schedule in self._schedules:
             schedule.last_epoch = self.step
@@ -214,7 +234,8 @@ def train(
     """Train to the end of the recipe, with an evaluation at each of its stops.
 
     Raises:
-        Diverged: if a loss is not finite.
+        Diverged: if a loss is not finite, or on held-out text above the first one and twice that of
+            guessing.
     """
     recipe = training.recipe
     every = math.ceil(recipe.steps / LOOKS)

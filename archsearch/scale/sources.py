@@ -5,8 +5,8 @@ A source is
                                   *.jsonl     a document a line, in the field `text`
                                   *.parquet   a document a row, in the column `text` (needs pyarrow)
                                   *.gz *.xz   any of these two or text, packed
-    DIR                           all its files in order of their paths, hidden ones left out; those
-                                  that are no text are skipped
+    DIR                           all its files in order of their paths; those that are no text are
+                                  skipped, and hidden ones and what archsearch wrote are left out
     hf:NAME[:CONFIG][:SPLIT]      a data set with a column `text`; `hf:NAME::SPLIT` names no config
 and no source at all is the standard library.
 
@@ -41,6 +41,17 @@ COLUMN = "text"
 HUB = "hf:"
 NO_SOURCE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
 """Directories of the standard library that are left out."""
+OURS = (
+    {"space.yaml", "journal.log"},
+    {"corpus.json", "train.bin"},
+    {"trainings.jsonl"},
+    {"targets.jsonl", "panel.json"},
+    {"winner", "result.json"},
+    {"winner", "tokenizer.json"},
+    {"state.json", "optimizer.safetensors"},
+)
+"""What a directory holds that archsearch wrote: runs, token files, sweeps, panels of `fidelity`,
+larger models, checkpoints. They change while a text is trained on, and are none themselves."""
 INSTALL = "pip install 'archsearch[text]'"
 
 
@@ -132,7 +143,10 @@ def _parts(source: str) -> list[Source]:
 
 
 def _files(folder: Path, without: Container[str] = ()) -> list[str]:
-    """The paths of all files below a directory, sorted; hidden ones and some folders left out."""
+    """The paths of all files below a directory, sorted.
+
+    Without hidden ones, some folders, and what archsearch wrote below it.
+    """
 
     def refuse(error: OSError) -> None:
         raise CorpusError(f"{error.filename} cannot be listed: {error.strerror}") from None
@@ -141,6 +155,9 @@ def _files(folder: Path, without: Container[str] = ()) -> list[str]:
     for place, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [n for n in folders if not n.startswith(".") and n not in without]
         here = Path(place)
+        if here != folder and any(ours <= {*folders, *files} for ours in OURS):
+            folders.clear()
+            continue
         found += [here / name for name in files if not name.startswith(".")]
     return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
 

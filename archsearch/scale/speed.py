@@ -21,6 +21,8 @@ SIDE = 1024
 """Of the square matrices that are multiplied on a device that is not listed."""
 AFFORDED = 2e11
 """Operations of a sequence up to which the model itself is timed, not one of the base width."""
+ENOUGH = 2.0
+"""Seconds after which nothing is timed again."""
 
 
 def peak(device: torch.device) -> float:
@@ -41,10 +43,10 @@ def _seconds(a: Tensor) -> float:
 
 
 def step_seconds(plan: ScalePlan, device: torch.device) -> float:
-    """About how long an optimizer step of a plan takes: one sequence is timed, forward and back.
+    """About how many seconds an optimizer step of a plan takes.
 
-    Where the model is large, it is one of the base width, and a wider one taken to be as quick for
-    each operation.
+    One sequence is timed, forward and back, up to three times. Where the model is large, it is one
+    of the base width, and a wider one taken to be as quick for each operation.
     """
     timed, scale = plan, 1.0
     if plan.flops * plan.context > AFFORDED:
@@ -53,8 +55,8 @@ def step_seconds(plan: ScalePlan, device: torch.device) -> float:
     model = build(timed.genome, plan.vocab, generator=generator("speed"), base=plan.base)
     model.to(device).train()
     row = torch.zeros(1, plan.context, dtype=torch.int64, device=device)
-    times = []
-    for _ in range(3):
+    times = list[float]()
+    while len(times) < 3 and sum(times) < ENOUGH:
         began = time.perf_counter()
         loss = cross_entropy(model(row), row)
         loss.backward()

@@ -209,18 +209,3 @@ def drift(log2_widths: Sequence[float], optima: Sequence[Optimum]) -> Drift:
     return Drift(
         slope=student(slope, error, df), intercept=float(y_mean - slope * x_mean), used=used
     )
-
-
-def zero_shot_gap(base: Sweep, target: Sweep) -> float:
-    """Loss of the target at the base's best learning rate, less its own best; nats, never negative.
-
-    The rate is the swept one next to the base's optimum, so nothing is interpolated.
-
-    Raises:
-        RunError: if the target was not trained at that rate.
-    """
-    known = base.log2_lrs
-    at = min(known, key=lambda lr: abs(lr - optimum(base).log2_lr))
-    if at not in target.log2_lrs:
-        raise RunError(f"the target was not trained at the base's best learning rate, 2^{at:g}")
-    return float(target.means[target.log2_lrs.index(at)]) - target.best

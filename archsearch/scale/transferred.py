@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from archsearch.errors import RunError
 from archsearch.scale.estimate import Estimate, student
-from archsearch.scale.sweep import Sweep, drift, optimum, zero_shot_gap
+from archsearch.scale.sweep import Sweep, drift, optimum
 from archsearch.scale.transfer import SCHEMES
 
 if TYPE_CHECKING:
@@ -119,8 +119,12 @@ class Transfer:
             return None
 
     def gap(self, size: int = -1) -> float:
-        """What the base's best learning rate costs a size, by its place; nats."""
-        return zero_shot_gap(self.sweeps[0], self.sweeps[size])
+        """What the base's best learning rate costs a size, by its place; nats, never negative.
+
+        Raises:
+            RunError: if a size was not trained at that rate.
+        """
+        return self.at_base[size] - self.sweeps[size].best
 
     @property
     def sensitivities(self) -> tuple[float, ...]:

@@ -69,20 +69,19 @@ def test_a_stopped_call_goes_on_with_the_same_panel_and_a_second_one_trains_noth
     assert 3 <= kept < TEXTS
     assert not (home / "fidelity.json").exists()
 
-    rest = archsearch(*COMMAND, cwd=here)
-    assert rest.returncode == 0, rest.stderr
-    assert len(re.findall(r"^\[text ", rest.stdout, re.MULTILINE)) == TEXTS - kept
-    assert "[proxy " not in rest.stdout
+    rest = measure(here)
+    assert len(re.findall(r"^\[text ", rest, re.MULTILINE)) == TEXTS - kept
+    assert "[proxy " not in rest
     assert len(_lines(home)) == TEXTS
 
     trained = (home / "targets.jsonl").stat().st_mtime_ns
     again = measure(here)
     assert "0 of 12 trainings to do" in again
     assert re.search(r"^\[", again, re.MULTILINE) is None
-    assert _table(again) == _table(rest.stdout)
+    assert _table(again) == _table(rest)
     assert (home / "targets.jsonl").stat().st_mtime_ns == trained
     assert (home / "panel.json").read_text() == panel
-    _is_whole(home, rest.stdout)
+    _is_whole(home, rest)
 
 
 def _lines(home):

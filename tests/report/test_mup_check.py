@@ -9,7 +9,7 @@ import pytest
 from archsearch.report.curves import Curve, Panel, draw_curves
 from archsearch.testing.text import Markov
 from archsearch.train import generator
-from tests.helpers import archsearch
+from tests.helpers import in_process
 
 NET = """\
 model:
@@ -33,7 +33,7 @@ def check(place, *args):
     """Sweep the net with few steps."""
     few = ("--set", "recipe.steps=4", "--set", "recipe.batch=2", "--widths", "16,32", "--depths",
            "2,4")  # fmt: skip
-    return archsearch("mup-check", "net.yaml", *SIZE, *few, *args, cwd=place)
+    return in_process("mup-check", "net.yaml", *SIZE, *few, *args, cwd=place)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_what_is_new_is_trained_alone(place, page):
 
 
 def test_stored_rows_are_judged_anew_without_training(place, page):
-    again = archsearch("mup-check", "first.jsonl", cwd=place)
+    again = in_process("mup-check", "first.jsonl", cwd=place)
     assert again.returncode == 0, again.stderr
     assert again.stdout.strip() == told(page).strip()
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_checked_is_said_in_a_sentence(place, args, code, words):
 
 def test_a_file_of_another_version_is_refused(place):
     (place / "old.jsonl").write_text('{"format": 0}\n')
-    done = archsearch("mup-check", "old.jsonl", cwd=place)
+    done = in_process("mup-check", "old.jsonl", cwd=place)
     assert done.returncode == 3
     assert "old.jsonl has format 0; this archsearch reads 1" in done.stderr
 

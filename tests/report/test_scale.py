@@ -10,7 +10,9 @@ import pytest
 
 from archsearch.testing.text import Markov
 from archsearch.train import generator
-from tests.helpers import archsearch
+from tests.helpers import in_process
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 SIZE = ("--width", "32", "--context", "32", "--set", "recipe.evals=3")
 
@@ -23,7 +25,7 @@ def place(finished):
 
 
 def scale(place, *args, source="runs/tiny"):
-    return archsearch("scale", source, *SIZE, "--text", "text.txt", *args, cwd=place)
+    return in_process("scale", source, *SIZE, "--text", "text.txt", *args, cwd=place)
 
 
 def test_the_plan_is_shown_and_nothing_is_trained(place):
@@ -90,6 +92,21 @@ def test_what_cannot_be_scaled_is_said_in_a_sentence(place, args, code, told):
     assert (done.returncode, done.stderr.count("Traceback")) == (code, 0), done.stderr
     assert told in done.stderr
     assert not (place / "wrong" / "winner").exists()
+
+
+def test_a_learning_rate_that_diverges_ends_in_a_sentence_and_keeps_a_checkpoint(place):
+    wild = ("--lr", "10", "--scheme", "sp", "--set", "recipe.clip=0", "--set", "recipe.warmup=0.5")
+    done = scale(place, *wild, "--steps", "30", "--baseline", "none", "--out", "wild")
+    assert done.returncode == 1, done.stdout
+    assert "winner diverged: " in done.stderr
+    assert "try a lower learning rate with --lr" in done.stderr
+
+
+def test_a_directory_that_cannot_be_made_is_said_before_anything_is_trained(place):
+    (place / "file").write_text("")
+    done = scale(place, "--out", "file/below")
+    assert done.returncode == 5
+    assert "file/text cannot be written" in done.stderr
 
 
 def test_a_width_that_does_not_fit_the_heads_is_refused_with_those_that_do(place):

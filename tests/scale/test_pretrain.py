@@ -16,8 +16,8 @@ from archsearch.model import build
 from archsearch.mup import Base
 from archsearch.scale import checkpoint
 from archsearch.scale.corpus import Corpus
-from archsearch.scale.parallel import World
-from archsearch.scale.pretrain import Pretraining, Settings, train
+from archsearch.scale.parallel import join_world
+from archsearch.scale.pretrain import Mark, Pretraining, Settings, train
 from archsearch.sections import Recipe
 from archsearch.testing.text import Markov
 from archsearch.train import generator
@@ -45,10 +45,10 @@ def corpus(tmp_path_factory):
     return Corpus.open([str(folder / "markov.txt")], "byte", folder / "cache")
 
 
-def pretraining(corpus, genome=HYBRID, *, lr=1e-2, base=None, **given):
-    recipe = Recipe(steps=12, batch=8, lr=lr, evals=3)
-    model = build(genome, corpus.vocab, generator=generator("start"), base=base or Base(16, 3))
-    return Pretraining(model, corpus, recipe, Settings(context=32, held_out=8, **given))
+def pretraining(corpus, genome=HYBRID, world=None, **given):
+    recipe = Recipe(steps=12, batch=8, lr=1e-2, evals=3)
+    model = build(genome, corpus.vocab, generator=generator("start"), base=Base(16, 3))
+    return Pretraining(model, corpus, recipe, Settings(context=32, held_out=8, **given), world)
 
 
 def losses(training, steps):
@@ -112,9 +112,32 @@ def test_a_training_that_diverges_says_so_and_keeps_its_last_checkpoint(corpus, 
     training.save(tmp_path, {})
     with torch.no_grad():
         next(training.model.parameters()).fill_(math.nan)
-    with pytest.raises(Diverged, match=r"after step 5 at learning rate 0\.01"):
-        training.mark(float(training.descend().loss), 1.0)
+    loss = float(training.descend().loss)
+    for notice in (training.look, lambda loss: training.mark(loss, 1.0)):
+        with pytest.raises(Diverged, match=r"the loss is nan after step 5 at learning rate 0\.01"):
+            notice(loss)
     pretraining(corpus).restore(*checkpoint.latest(tmp_path))
+
+
+def test_a_loss_far_above_guessing_is_divergence_too(corpus):
+    training = pretraining(corpus)
+    with torch.no_grad():
+        training.model.readout.weight.mul_(100)
+    with pytest.raises(Diverged, match=r"that of guessing 5\.55, after step 0"):
+        training.mark(0.0, 1.0)
+    training.descend()
+    assert training.mark(0.0, 1.0).held_out > 11, "it began there"
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last_ones(corpus, tmp_path):
+    training = pretraining(corpus)
+    for held_out in (2.0, 1.0, 3.0, 4.0, 5.0):
+        training.step += 1
+        training.marks.append(Mark(training.step, held_out, held_out, 1.0))
+        training.save(tmp_path, {})
+    names = ["step-00000002", "step-00000004", "step-00000005"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == names
+    assert checkpoint.latest(tmp_path)[1]["step"] == 5
 
 
 def test_checkpoints_are_whole_or_not_there(corpus, tmp_path, monkeypatch):
@@ -129,7 +152,7 @@ def test_checkpoints_are_whole_or_not_there(corpus, tmp_path, monkeypatch):
 
     losses(training, 1)
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(RunError, match=r"No space left on device.*before it is kept"):
+    with pytest.raises(RunError, match=r"No space left on device.*after step-00000003, which is k"):
         training.save(tmp_path, {})
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000003"]
     assert checkpoint.latest(tmp_path)[1]["step"] == 3
@@ -160,66 +183,54 @@ import sys, json
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from archsearch.scale import checkpoint
 from archsearch.scale.corpus import Corpus
 from archsearch.scale.parallel import join_world
-from archsearch.scale.pretrain import Pretraining, Settings
-from archsearch.model import build
-from archsearch.mup import Base
-from archsearch.sections import Recipe
-from archsearch.train import generator
-from tests.scale.test_pretrain import HYBRID
-text, folder, shard, steps = sys.argv[1:]
+from tests.scale.test_pretrain import course
+text, folder = map(Path, sys.argv[1:])
 with join_world() as world:
-    corpus = Corpus.open([text], "byte", Path(text).parent / "cache")
-    model = build(HYBRID, corpus.vocab, generator=generator("start"), base=Base(16, 3))
-    settings = Settings(context=32, held_out=8, accumulate=2, shard=bool(int(shard)))
-    recipe = Recipe(steps=12, batch=8, lr=1e-2, evals=3)
-    training = Pretraining(model, corpus, recipe, settings, world)
-    found = checkpoint.latest(Path(folder))
-    if found:
-        training.restore(*found)
-    losses = []
-    while training.step < int(steps):
-        losses.append(float(training.descend().loss))
-    losses.append(training.evaluate())
-    training.look(0.0)
-    training.save(Path(folder), {})
-    assert model.readout.weight is model.embedding.weight
-    if world.first:
-        print(json.dumps([world.size, losses]))
+    corpus = Corpus.open([str(text)], "byte", text.parent / "cache")
+    for shard in (False, True):
+        found = course(corpus, folder / f"shard-{shard}", 8, world, shard=shard)
+        if world.first:
+            print(json.dumps([world.size, found]))
 """
 
 
-def in_world(size, corpus_file, folder, *, shard, steps):
-    start = [sys.executable]
-    if size > 1:
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(size), "--standalone"]
-    script = folder / "process.py"
-    folder.mkdir(exist_ok=True)
+def course(corpus, folder, steps, world=None, **given):
+    """Train up to a step and save; losses, the one on held-out text last."""
+    training = pretraining(corpus, world=world, accumulate=2, **given)
+    if found := checkpoint.latest(folder):
+        training.restore(*found)
+    seen = losses(training, steps - training.step)
+    seen.append(training.evaluate())
+    training.look(0.0)
+    training.save(folder, {})
+    assert training.model.readout.weight is training.model.embedding.weight
+    return seen
+
+
+def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(corpus, tmp_path):
+    text, script = tmp_path / "markov.txt", tmp_path / "process.py"
+    text.write_bytes(SOURCE.sample(60_000, generator("test", "text")))
     script.write_text(PROCESS)
     done = subprocess.run(
-        [*start, str(script), str(corpus_file), str(folder), str(int(shard)), str(steps)],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+         str(script), str(text), str(tmp_path)],
         capture_output=True, text=True, timeout=300,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    made, found = json.loads(done.stdout.splitlines()[-1])
-    assert made == size
-    return found
+    alone = course(corpus, tmp_path / "alone", 8)
+    straight = course(corpus, tmp_path / "alone", 12)
+    for shard, line in zip((False, True), done.stdout.splitlines()[-2:], strict=True):
+        size, both = json.loads(line)
+        assert size == 2
+        assert both == pytest.approx(alone, abs=1e-4)
+        more = course(corpus, tmp_path / f"shard-{shard}", 12)
+        assert more == pytest.approx(straight, abs=1e-4)
 
 
-@pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
-def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(tmp_path, shard):
-    text = tmp_path / "markov.txt"
-    text.write_bytes(SOURCE.sample(60_000, generator("test", "text")))
-    alone = in_world(1, text, tmp_path / "alone", shard=False, steps=8)
-    both = in_world(2, text, tmp_path / "both", shard=shard, steps=8)
-    assert both == pytest.approx(alone, abs=1e-4)
-    more = in_world(1, text, tmp_path / "both", shard=False, steps=12)
-    straight = in_world(1, text, tmp_path / "straight", shard=False, steps=12)
-    assert more == pytest.approx(straight[8:], abs=1e-4)
-
-
-def test_a_world_of_one_needs_no_launcher():
-    assert World().first
+def test_a_process_that_no_launcher_started_is_a_world_of_one():
+    with join_world() as world:
+        assert (world.first, world.size) == (True, 1)
+        assert world.mean(torch.tensor(2.0)) == 2

@@ -34,6 +34,30 @@ def test_a_directory_is_read_in_order_without_what_is_hidden_or_no_text(opened, 
     assert corpus.documents == 5
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        ("runs/x/space.yaml", "runs/x/journal.log", "runs/x/best/model.yaml"),
+        ("text/mine-0123/corpus.json", "text/mine-0123/train.bin"),
+        ("sweep/trainings.jsonl", "sweep/fit.svg"),
+        ("large/winner/step-00000003/state.json", "large/result.json"),
+        ("large/winner/step-00000003/state.json", "large/tokenizer.json"),
+    ],
+)
+def test_what_archsearch_writes_into_a_text_is_no_part_of_it(opened, tmp_path, written):
+    folder = tmp_path / "texts"
+    (folder / "text").mkdir(parents=True)
+    (folder / "text" / "a.txt").write_text("A")
+    (folder / "space.yaml").write_text("mine")
+    before = opened(folder)
+    for name in written:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    assert opened(folder).key == before.key
+    (folder / "text" / "b.txt").write_text("B")
+    assert opened(folder).key != before.key
+
+
 def test_sources_are_read_in_the_order_in_which_they_are_named(opened, tmp_path):
     for name in "xy":
         (tmp_path / name).write_text(name)

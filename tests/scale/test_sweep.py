@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from archsearch.errors import RunError
-from archsearch.scale.sweep import Sweep, drift, optimum, zero_shot_gap
+from archsearch.scale.sweep import Sweep, drift, optimum
 
 GRID = tuple(range(-11, -1))
 
@@ -87,14 +87,6 @@ def test_a_width_without_an_optimum_is_left_out():
     assert found.slope.value == pytest.approx(-1, abs=0.05)
     with pytest.raises(RunError, match="try lower ones"):
         drift([6, 7], optima[1:])
-
-
-def test_the_gap_is_what_the_rate_of_the_base_costs():
-    base, same, moved = sweep(-4.9), sweep(-5.1), sweep(-8)
-    assert zero_shot_gap(base, same) == 0
-    assert zero_shot_gap(base, moved) == pytest.approx(0.02 * 9)
-    with pytest.raises(RunError, match=r"2\^-5"):
-        zero_shot_gap(base, sweep(-8, grid=(-10, -9, -8)))
 
 
 def test_a_sweep_that_is_none_is_refused():

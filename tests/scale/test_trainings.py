@@ -1,6 +1,7 @@
 """Trainings side by side are those one after the other, and what a file knows is not done again."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -67,17 +68,21 @@ def test_a_process_trains_as_this_one_does(text, ended):
     assert [m.step for m in ended[first].marks] == [3, 6]
 
 
+WILD = replace(
+    wanted(10.0)[0],
+    recipe=Recipe(steps=6, batch=4, lr=10.0, evals=2, warmup=0.0, clip=0.0, schedule="constant"),
+)
+"""A training that diverges."""
+
+
 def test_what_is_known_is_not_trained_again_and_the_rest_is_added(text, ended):
-    told = []
-    both = again(text, *wanted(1e-2, 3e-3), told=told)
-    assert told == wanted(3e-3) or set(told) == set(wanted(3e-3))
-    assert {t: both[t] for t in ended} == ended
-    assert again(text, *wanted(1e-2, 3e-3), told=None) == both
-
-
-def test_a_training_that_breaks_off_has_a_reason_and_no_loss(text):
-    (wild,) = again(text, *wanted(10.0)[:1]).values()
-    assert wild.loss == float("inf") if wild.why else not wild.stability.stable
+    more, told = [*wanted(1e-2), *wanted(3e-3)[:1], WILD], []
+    found = again(text, *more, told=told)
+    assert set(told) == {wanted(3e-3)[0], WILD}
+    assert {t: found[t] for t in ended} == ended
+    assert again(text, *more) == found
+    assert found[WILD].loss == float("inf")
+    assert "at learning rate 10" in found[WILD].why
 
 
 def test_a_line_that_was_cut_off_is_dropped_and_a_damaged_one_named(text, ended):
