@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from archsearch.errors import ExportError, RunError
 from archsearch.export.files import export, load
 from archsearch.export.origin import Origin, of_task, scaled_up, untrained
-from archsearch.export.write import Kind, write
+from archsearch.export.write import Kind, write, write_pattern
 from archsearch.report.session import pick
 from archsearch.space_yaml import load_genome
 
@@ -72,6 +72,9 @@ def export_other(source: str, target: Path, asked: Asked, console: Console) -> N
             export(genome, None, target, force=asked.force)
             _told(console, target, genome, "without weights")
             return
+        if asked.format == "pattern":
+            _pattern(genome, target, asked, console)
+            return
         origin = untrained(genome, asked.tokenizer)
     elif asked.format == "yaml":
         raise ExportError("yaml holds weights of a search alone; these fit --format hf or torch")
@@ -91,6 +94,9 @@ def _export_trial(
         code = f"import archsearch; print(archsearch.load('{target}'))"
         console.print(f'next: python -c "{code}"', markup=False, soft_wrap=True)
         return
+    if asked.format == "pattern":
+        _pattern(record.genome, target, asked, console)
+        return
     origin = of_task(record.genome, weights, asked.task)
     if origin is None:
         console.print(NO_WEIGHTS)
@@ -105,12 +111,21 @@ NO_WEIGHTS = (
 
 
 def _write(origin: Origin, target: Path, asked: Asked, console: Console) -> None:
+    if asked.format == "pattern":
+        _pattern(origin.model.genome, target, asked, console)
+        return
     kind: Kind = "hf" if asked.format == "auto" or asked.format == "yaml" else asked.format
-    write(origin, target, kind, force=asked.force)
-    _told(console, target, origin.model.genome, origin.what)
+    known_as = write(origin, target, kind, force=asked.force)
+    said = f"as {known_as}, {origin.what}" if known_as else origin.what
+    _told(console, target, origin.model.genome, said)
     if kind == "torch":
         code = f"import sys; sys.path.append('{target}'); import model; print(model.load())"
         console.print(f'next: python -c "{code}"', markup=False, soft_wrap=True)
+
+
+def _pattern(genome: Genome, target: Path, asked: Asked, console: Console) -> None:
+    said = write_pattern(genome, target, force=asked.force)
+    _told(console, target, genome, said)
 
 
 def _told(console: Console, target: Path, genome: Genome, what: str = "") -> None:
