@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from archsearch.catalogue import found
 from archsearch.errors import BlockError, CorpusError, ExportError, SpaceError
 from archsearch.export import load as load_export
+from archsearch.export.folder import manifest
 from archsearch.genome import Genome
 from archsearch.inference.vocabulary import Vocabulary
 from archsearch.model import Model
@@ -109,11 +110,17 @@ def _place(folder: Path) -> Path:
     """The directory with the weights.
 
     Raises:
-        ExportError: if there is none.
+        ExportError: if there is none, or one that is not read here.
     """
     if not folder.is_dir():
         raise ExportError(f"{folder} is no directory; name what `archsearch export` or `archsearch "
                           "scale` wrote")  # fmt: skip
+    kind = manifest(folder).get("kind", "hf")
+    if kind != "hf":
+        raise ExportError(
+            f"{folder} is for other programs (--format {kind}); export the same source with "
+            "--format hf to use it here"
+        )
     for place in (folder, folder / "best", *(folder / name for name in NAMES)):
         if (place / CONFIG).is_file() or (place / "state.json").is_file():
             return place

@@ -15,9 +15,10 @@ from archsearch.errors import ArchsearchError, CorpusError, ExportError, RunErro
 from archsearch.export import load
 from archsearch.export.check import deviations
 from archsearch.export.folder import MANIFEST, whole
+from archsearch.export.native.nemotron_h import NemotronH
 from archsearch.export.vocabulary import tokenizer_files
 from archsearch.export.write import write
-from archsearch.genome import Genome
+from archsearch.genome import Gene, Genome
 from archsearch.model import build
 from archsearch.mup import Base
 from archsearch.report.export import Asked, export_other, export_run
@@ -164,20 +165,62 @@ def test_the_front_becomes_a_directory_for_each_of_its_trials(run, tmp_path):
         ("quickstart", "auto", SpaceError, "144 architectures, not one"),
         ("nowhere", "auto", SpaceError, "does not exist and is no shipped space"),
         (".", "auto", RunError, "holds no run"),
-        ("transformer_pp", "native", ExportError, "native"),
+        ("universal_transformer", "native", ExportError, "loop has no equivalent"),
+        ("universal_transformer", "pattern", ExportError, "loop is none of M"),
     ],
 )
 def test_a_source_that_is_none_is_refused(source, kind, error, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if kind == "native":
-        monkeypatch.setattr("archsearch.export.write.importlib.import_module", absent)
     with pytest.raises(error, match=words):
         export_other(source, tmp_path / "out", asked(kind), quiet())
     assert list(tmp_path.iterdir()) == []
 
 
-def absent(name):
-    raise ModuleNotFoundError(name=name)
+NEMOTRON = Genome(
+    32, (MAMBA, Gene.of("attention", heads=2, pos="none"), Gene.of("swiglu", act="relu2"))
+)  # fmt: skip
+
+
+def told(genome, kind, folder):
+    """Export a genome and return what is printed."""
+    (folder / "one.yaml").write_text(dump(genome))
+    console = Console(file=io.StringIO())
+    export_other(str(folder / "one.yaml"), folder / "out", asked(kind), console)
+    return console.file.getvalue()
+
+
+@TRANSFORMERS
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_published_architecture_has_its_tokenizer_and_is_compared(damaged, tmp_path, monkeypatch):
+    if damaged:  # as a mistake in the writing would
+        swapped = {"q_proj": "k_proj", "k_proj": "q_proj"}
+        of = NemotronH.weights
+
+        def weights(self, source):
+            right = of(self, source)
+            return {".".join(swapped.get(p, p) for p in n.split(".")): t for n, t in right.items()}
+
+        monkeypatch.setattr(NemotronH, "weights", weights)
+        with pytest.raises(ExportError, match="the logits of what was written are off"):
+            told(NEMOTRON, "native", tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] == ["one.yaml"]
+        return
+    assert "(as NemotronH, random weights)" in told(NEMOTRON, "native", tmp_path)
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", MANIFEST} <= names
+
+
+def test_a_file_for_llama_cpp_is_compared(tmp_path):
+    pytest.importorskip("gguf", reason="gguf needs the extra gguf")
+    pytest.importorskip("xllamacpp", reason="xllamacpp needs the extra gguf")
+    told(NEMOTRON, "gguf", tmp_path)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"model.gguf", MANIFEST}
+
+
+def test_a_pattern_is_printed_and_needs_no_weights(tmp_path):
+    assert "(M*-)" in told(NEMOTRON, "pattern", tmp_path)
+    assert (tmp_path / "out" / "pattern.txt").read_text() == "M*-\n"
+    assert "weights" not in json.loads((tmp_path / "out" / MANIFEST).read_text())
 
 
 def test_a_tokenizer_that_is_none_is_refused(tmp_path):
