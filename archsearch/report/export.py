@@ -40,7 +40,7 @@ def export_run(
 
     Raises:
         RunError: if there is no such trial.
-        ExportError: if it cannot be written in this format.
+        ExportError: if it cannot be written in this format; others of the front are.
     """
     if trial != "front":
         _export_trial(pick(study, trial), folder, target, asked, console)
@@ -48,8 +48,16 @@ def export_run(
     front = study.front()
     if not front:
         pick(study, "best")
+    if target.exists() and not asked.force and (target.is_file() or any(target.iterdir())):
+        raise ExportError(f"{target} is not empty; nothing was written. --force replaces it")
+    refused = []
     for record in front:
-        _export_trial(record, folder, target / f"trial-{record.index}", asked, console)
+        try:
+            _export_trial(record, folder, target / f"trial-{record.index}", asked, console)
+        except ExportError as error:
+            refused.append(f"trial {record.index} was not written: {error}")
+    if refused:
+        raise ExportError("\n".join(refused))
 
 
 def export_other(source: str, target: Path, asked: Asked, console: Console) -> None:

@@ -17,7 +17,7 @@ from archsearch.export.check import deviations
 from archsearch.export.folder import MANIFEST, whole
 from archsearch.export.native.nemotron_h import NemotronH
 from archsearch.export.vocabulary import tokenizer_files
-from archsearch.export.write import write
+from archsearch.export.write import write, write_pattern
 from archsearch.genome import Gene, Genome
 from archsearch.model import build
 from archsearch.mup import Base
@@ -157,6 +157,26 @@ def test_the_front_becomes_a_directory_for_each_of_its_trials(run, tmp_path):
     for record in study.front():
         place = tmp_path / "front" / f"trial-{record.index}" / "model.yaml"
         assert load_space(str(place)).space.replay({}) == record.genome
+    with pytest.raises(ExportError, match="is not empty"):
+        export_run(study, folder, "front", tmp_path / "front", asked(), quiet())
+
+
+def test_one_of_the_front_that_does_not_fit_leaves_the_others(run, tmp_path, monkeypatch):
+    study, folder = run
+    first, *others = sorted(study.front(), key=lambda record: record.index)
+    assert others
+
+    def pattern(genome, target, *, force):
+        if genome == first.genome:
+            raise ExportError("layer 1 does not fit")
+        return write_pattern(genome, target, force=force)
+
+    monkeypatch.setattr("archsearch.report.export.write_pattern", pattern)
+    why = f"^trial {first.index} was not written: layer 1 does not fit$"
+    with pytest.raises(ExportError, match=why):
+        export_run(study, folder, "front", tmp_path / "front", asked("pattern"), quiet())
+    names = {f"trial-{record.index}" for record in others}
+    assert {p.name for p in (tmp_path / "front").iterdir()} == names
 
 
 @pytest.mark.parametrize(
