@@ -65,8 +65,11 @@ def export(
         str | None, typer.Option(help="Of a run: whose weights; those of the first by default.")
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="Of a model of text: byte, or its tokenizer.json.")
-    ] = "byte",
+        str,
+        typer.Option(
+            help="Of a model of text: byte, or its tokenizer.json; by default that of the training."
+        ),
+    ] = "",
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
 ) -> None:

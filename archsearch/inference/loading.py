@@ -172,7 +172,7 @@ def _hugging_face(folder: Path, config: Mapping[str, Any], tokenizer: str) -> Lo
 
     model = _model(folder, folder / CONFIG, config, based)
     model.logit_multiplier = logits
-    of_text = tokenizer or _kept(folder)
+    of_text = tokenizer or tokens.kept(folder)
     return Loaded(
         folder=folder, model=model, context=None, base=_own_base(model),
         vocabulary=(
@@ -273,7 +273,8 @@ def _equal(own: Tensor | None, value: Tensor) -> bool:
 
 def _vocabulary(folder: Path, model: Model, tokenizer: str, corpus: str) -> Vocabulary:
     """The texts that a model reads."""
-    name = tokenizer or _kept(folder) or _recorded(folder, corpus)
+    above = 2 if (folder / "state.json").is_file() else 0
+    name = tokenizer or tokens.kept(folder, above) or _recorded(folder, corpus)
     if not name and model.vocab == 256:
         name = tokens.BYTE
     if not name:
@@ -289,14 +290,6 @@ def _vocabulary(folder: Path, model: Model, tokenizer: str, corpus: str) -> Voca
             "the one that it was trained with as --tokenizer"
         )
     return Vocabulary.of_text(made, name, model.vocab)
-
-
-def _kept(folder: Path) -> str:
-    """The tokenizer beside the weights or above the checkpoints; empty if there is none."""
-    resolved = folder.resolve()
-    above = resolved.parents[:2] if (folder / "state.json").is_file() else []
-    files = (place / tokens.FILE for place in (resolved, *above))
-    return next((str(file) for file in files if file.is_file()), "")
 
 
 def _recorded(folder: Path, corpus: str) -> str:

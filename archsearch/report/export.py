@@ -30,6 +30,7 @@ class Asked:
     task: str | None
     """Which weights, where a run has several."""
     tokenizer: str
+    """Of a model of text; empty for that of its training, or bytes."""
     force: bool
 
 

@@ -24,6 +24,7 @@ from archsearch.mup import Base
 from archsearch.report.export import Asked, export_other, export_run
 from archsearch.scale import checkpoint
 from archsearch.scale.parallel import World
+from archsearch.scale.tokens import keep
 from archsearch.space_yaml import dump
 from archsearch.space_yaml import load as load_space
 from archsearch.train import generator
@@ -48,7 +49,7 @@ search: {trials: 4}
 
 
 def asked(kind="auto", **given):
-    named_options = {"task": None, "tokenizer": "byte", "force": False, **given}
+    named_options = {"task": None, "tokenizer": "", "force": False, **given}
     return Asked(format=kind, **named_options)
 
 
@@ -136,6 +137,18 @@ def test_a_run_gives_what_its_tasks_trained(run, tmp_path):
             study, folder, "best", tmp_path / "x", asked("hf", task="mad/compresion"), quiet()
         )
     assert not (tmp_path / "x").exists()
+
+
+@TRANSFORMERS
+def test_the_tokenizer_beside_a_training_goes_with_it(trained, tmp_path):
+    tokens = json.loads(tokenizer_files("byte", 256, 0)["tokenizer.json"])
+    tokens["model"]["vocab"] |= {f"more {i}": i for i in range(256, 300)}
+    folder, _ = trained(vocab=300)
+    (tmp_path / "mine.json").write_text(json.dumps(tokens))
+    keep(str(tmp_path / "mine.json"), folder)
+    export_other(str(folder), tmp_path / "out", asked(), quiet())
+    kept = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert kept["model"]["vocab"] == tokens["model"]["vocab"]
 
 
 @TRANSFORMERS
