@@ -197,16 +197,16 @@ def evaluate(
     from archsearch.report.evaluate import on_harness, on_task, on_text, write_scores
 
     loaded = load(folder, tokenizer=tokenizer, device=device)
-    named = [name for name in (tasks or "").split(",") if name] or loaded.labels
+    named = [name for name in (tasks or "").split(",") if name]
+    if not (named or text or harness):
+        named = [*loaded.labels]
     by_task, read, harnessed = {}, [], []
+    for name in named:
+        by_task[name] = on_task(load(folder, name, device=device), rows, seed, console)
     if harness:
         names = [name for name in harness.split(",") if name]
         harnessed = on_harness(loaded, names, harness_tasks, console)
-    elif named and not text:
-        for name in named:
-            loaded = load(folder, name, device=device)
-            by_task[name] = on_task(loaded, rows, seed, console)
-    else:
+    if text or not (named or harness):
         lengths = contexts_of(contexts) if contexts else []
         read = on_text(loaded, text or (), lengths, windows, cache or loaded.cache, console)
     write_scores(out or folder, read, by_task, harnessed, console)

@@ -98,7 +98,7 @@ def load(folder: str | Path, task: str = "", tokenizer: str = "", device: str = 
     else:
         loaded = _hugging_face(place, config, tokenizer)
     if task and not loaded.label:
-        raise ExportError(f"{place} was trained on text, not on tasks; leave --task out")
+        raise ExportError(f"{place} was trained on text, not on tasks; name none")
     try:
         loaded.model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
