@@ -137,6 +137,7 @@ OUTSIDE = {
     "pyarrow": 6,
     "tokenizers": 6,
     "transformers": 6,
+    "xllamacpp": 6,
     "plotly": 7,
     "rich": 7,
     "typer": 7,

@@ -65,8 +65,11 @@ def export(
         str | None, typer.Option(help="Of a run: whose weights; those of the first by default.")
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="Of a model of text: byte, or its tokenizer.json.")
-    ] = "byte",
+        str,
+        typer.Option(
+            help="Of a model of text: byte, or its tokenizer.json; by default that of the training."
+        ),
+    ] = "",
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
 ) -> None:
@@ -194,16 +197,16 @@ def evaluate(
     from archsearch.report.evaluate import on_harness, on_task, on_text, write_scores
 
     loaded = load(folder, tokenizer=tokenizer, device=device)
-    named = [name for name in (tasks or "").split(",") if name] or loaded.labels
+    named = [name for name in (tasks or "").split(",") if name]
+    if not (named or text or harness):
+        named = [*loaded.labels]
     by_task, read, harnessed = {}, [], []
+    for name in named:
+        by_task[name] = on_task(load(folder, name, device=device), rows, seed, console)
     if harness:
         names = [name for name in harness.split(",") if name]
         harnessed = on_harness(loaded, names, harness_tasks, console)
-    elif named and not text:
-        for name in named:
-            loaded = load(folder, name, device=device)
-            by_task[name] = on_task(loaded, rows, seed, console)
-    else:
+    if text or not (named or harness):
         lengths = contexts_of(contexts) if contexts else []
         read = on_text(loaded, text or (), lengths, windows, cache or loaded.cache, console)
     write_scores(out or folder, read, by_task, harnessed, console)

@@ -47,6 +47,25 @@ def whole(target: Path, about: dict[str, Any], *, force: bool) -> Iterator[Path]
         raise
 
 
+def manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest of a directory says; nothing where there is none.
+
+    Raises:
+        ExportError: if it is damaged, or of another version.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        told: dict[str, Any] = json.loads(file.read_text())
+        known = told["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ExportError(f"{file} is damaged") from None
+    if known != FORMAT:
+        raise ExportError(f"{folder} has format {known}; this version reads format {FORMAT}")
+    return told
+
+
 def _publish(folder: Path, target: Path, about: dict[str, Any], earlier: set[str]) -> None:
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     told = {"format": FORMAT, "archsearch": version("archsearch"), **about, "files": names}

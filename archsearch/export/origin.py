@@ -14,7 +14,7 @@ from archsearch.genome import Genome
 from archsearch.model import Model, build
 from archsearch.mup import Base
 from archsearch.scale import checkpoint
-from archsearch.scale.tokens import BYTE, tokenizer
+from archsearch.scale.tokens import BYTE, kept, tokenizer
 from archsearch.train import generator
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ def untrained(genome: Genome, name: str) -> Origin:
 
     Args:
         genome: The architecture.
-        name: Its tokenizer: byte, a tokenizer.json, a directory that has one.
+        name: Its tokenizer: byte, a tokenizer.json, a directory that has one; empty for byte.
 
     Raises:
         CorpusError: if the tokenizer cannot be read.
     """
+    name = name or BYTE
     known = tokenizer(name)
     model = build(genome, known.vocab, generator=generator("export", genome.key)).eval()
     return Origin(
@@ -90,7 +91,7 @@ def scaled_up(folder: Path, name: str) -> Origin | None:
 
     Args:
         folder: What `scale` wrote, or one of the trainings in it; the winner unless one is named.
-        name: The tokenizer that it was trained with.
+        name: The tokenizer that it was trained with; empty for the one beside it, or bytes.
 
     Raises:
         ExportError: if files are damaged, or the tokenizer is not that of the model.
@@ -114,6 +115,7 @@ def _of_checkpoint(place: Path, step: Path, state: dict[str, Any], name: str) ->
     except (OSError, SafetensorError, KeyError, TypeError, SpaceError) as error:
         text = " ".join(str(error).split())[:200]
         raise ExportError(f"{step} is damaged or from another version: {text}") from None
+    name = name or kept(place, 1) or BYTE
     known = tokenizer(name)
     if known.vocab != vocab:
         hint = "name the one it was trained with: --tokenizer FILE" if name == BYTE else ""

@@ -1,6 +1,6 @@
 """Run by path in a process of its own: an exported directory says what it said when it was written.
 
-    python -I reloaded.py torch|hf DIR PROBE [DIR PROBE ...]
+    python reloaded.py torch|hf DIR PROBE [DIR PROBE ...]
 
 A PROBE holds tokens_BT and the logits_BTV that they must have. The largest deviations of a whole
 pass and of a cached decode, over the largest logit or 1, are printed as a line of JSON for each.

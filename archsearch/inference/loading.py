@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from archsearch.catalogue import found
 from archsearch.errors import BlockError, CorpusError, ExportError, SpaceError
 from archsearch.export import load as load_export
+from archsearch.export.folder import manifest
 from archsearch.genome import Genome
 from archsearch.inference.vocabulary import Vocabulary
 from archsearch.model import Model
@@ -97,7 +98,7 @@ def load(folder: str | Path, task: str = "", tokenizer: str = "", device: str = 
     else:
         loaded = _hugging_face(place, config, tokenizer)
     if task and not loaded.label:
-        raise ExportError(f"{place} was trained on text, not on tasks; leave --task out")
+        raise ExportError(f"{place} was trained on text, not on tasks; name none")
     try:
         loaded.model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -109,11 +110,17 @@ def _place(folder: Path) -> Path:
     """The directory with the weights.
 
     Raises:
-        ExportError: if there is none.
+        ExportError: if there is none, or one that is not read here.
     """
     if not folder.is_dir():
         raise ExportError(f"{folder} is no directory; name what `archsearch export` or `archsearch "
                           "scale` wrote")  # fmt: skip
+    kind = manifest(folder).get("kind", "hf")
+    if kind != "hf":
+        raise ExportError(
+            f"{folder} is for other programs (--format {kind}); export the same source with "
+            "--format hf to use it here"
+        )
     for place in (folder, folder / "best", *(folder / name for name in NAMES)):
         if (place / CONFIG).is_file() or (place / "state.json").is_file():
             return place
@@ -165,7 +172,7 @@ def _hugging_face(folder: Path, config: Mapping[str, Any], tokenizer: str) -> Lo
 
     model = _model(folder, folder / CONFIG, config, based)
     model.logit_multiplier = logits
-    of_text = tokenizer or _kept(folder)
+    of_text = tokenizer or tokens.kept(folder)
     return Loaded(
         folder=folder, model=model, context=None, base=_own_base(model),
         vocabulary=(
@@ -266,7 +273,8 @@ def _equal(own: Tensor | None, value: Tensor) -> bool:
 
 def _vocabulary(folder: Path, model: Model, tokenizer: str, corpus: str) -> Vocabulary:
     """The texts that a model reads."""
-    name = tokenizer or _kept(folder) or _recorded(folder, corpus)
+    above = 2 if (folder / "state.json").is_file() else 0
+    name = tokenizer or tokens.kept(folder, above) or _recorded(folder, corpus)
     if not name and model.vocab == 256:
         name = tokens.BYTE
     if not name:
@@ -282,14 +290,6 @@ def _vocabulary(folder: Path, model: Model, tokenizer: str, corpus: str) -> Voca
             "the one that it was trained with as --tokenizer"
         )
     return Vocabulary.of_text(made, name, model.vocab)
-
-
-def _kept(folder: Path) -> str:
-    """The tokenizer beside the weights or above the checkpoints; empty if there is none."""
-    resolved = folder.resolve()
-    above = resolved.parents[:2] if (folder / "state.json").is_file() else []
-    files = (place / tokens.FILE for place in (resolved, *above))
-    return next((str(file) for file in files if file.is_file()), "")
 
 
 def _recorded(folder: Path, corpus: str) -> str:

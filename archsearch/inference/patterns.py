@@ -113,14 +113,15 @@ def patterns(model: Model, tokens: Sequence[int], see: See) -> dict[str, str]:
 
 
 def _mixers(model: Model) -> Iterator[tuple[str, Block]]:
-    """Every mixer, with its place: the number of the branch or the name of its weights, and kind.
+    """Every mixer, with its place: the number of the branch, from 1 on, or the name of its weights.
 
     What a wrapper holds is `<place>.<place inside>`.
     """
     for path, module in model.stack.named_modules():
         if isinstance(module, Block) and type(module).info.kind == "mixer":
             parts = path.split(".")
-            places = [b for a, b in pairwise(parts) if a == "branches"]
+            named = (b for a, b in pairwise(parts) if a == "branches")
+            places = [str(int(b) + 1) if b.isdecimal() else b for b in named]
             yield f"{'.'.join(places)} {type(module).info.name}", module
 
 

@@ -34,7 +34,7 @@ ROUNDS = 7
 """Turns in which every token time is measured."""
 TOKENS = 8
 """Tokens of a turn, after one that is not timed."""
-READ = 2
+READ = 3
 """How often a prompt is read; the quickest counts."""
 LEFT_FREE = 0.5
 """Share of the memory that no state takes."""

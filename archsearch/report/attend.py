@@ -11,13 +11,12 @@ import zlib
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 import torch
 
 from archsearch.inference.patterns import Pattern, patterns
-from archsearch.report.lines import INK
+from archsearch.report.lines import BOLD, text
 from archsearch.search.fresh import write
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def _relative(weights_TS: Tensor) -> Tensor:
 
 def _map(one: Seen, names: Sequence[str]) -> str:
     time = len(one.mean)
-    parts = [_text(LEFT, TOP - 10, one.title, size=12, weight="bold")]
+    parts = [_text(LEFT, TOP - 10, one.title, size=12, more=BOLD)]
     parts.append(_image(one.mean, LEFT, TOP, SIDE))
     parts.append(
         f'<rect x="{LEFT}" y="{TOP}" width="{SIDE}" height="{SIDE}" fill="none" '
@@ -127,7 +126,8 @@ def _map(one: Seen, names: Sequence[str]) -> str:
         at = (place + 0.5) * cell
         parts.append(_text(LEFT - 5, TOP + at + 0.35 * size, _short(name, 9), size, "end"))
         x, y = LEFT + at + 0.35 * size, TOP + SIDE + 5
-        parts.append(_text(x, y, _short(name, 7), size, "end", turn=f"rotate(-90 {x:.1f} {y})"))
+        turned = f' transform="rotate(-90 {x:.1f} {y})"'
+        parts.append(_text(x, y, _short(name, 7), size, "end", turned))
     for i, (head, weights_TS) in enumerate(one.heads):
         x, y = LEFT + i * (SIDE - THUMB) / (HEADS - 1), TOP + SIDE + 42
         parts.append(_image(weights_TS, x, y, THUMB))
@@ -196,16 +196,6 @@ def _wrapped(text: str, most: int) -> list[str]:
 
 
 def _text(
-    x: float,
-    y: float,
-    text: str,
-    size: float = 11,
-    anchor: str = "start",
-    weight: str = "normal",
-    turn: str = "",
+    x: float, y: float, said: str, size: float = 11, anchor: str = "start", more: str = ""
 ) -> str:
-    turned = f' transform="{turn}"' if turn else ""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:.3g}" text-anchor="{anchor}" '
-        f'font-weight="{weight}" fill="{INK}"{turned}>{escape(text)}</text>'
-    )
+    return text(x, y, said, anchor, more=f' font-size="{size:.3g}"{more}')

@@ -109,8 +109,10 @@ def short_context(tokens: float) -> str:
 
 
 def _growth(figures: Sequence[Figure]) -> str:
-    """How much longer a token takes at the last context than at the first."""
+    """How much longer a token takes at the last context than at the first; empty for one alone."""
     timed = [figure for figure in figures if figure.decode]
+    if len(timed) < 2:
+        return ""
     first, last = timed[0], timed[-1]
     ratios = [b / a for a, b in zip(first.decode, last.decode, strict=True)]
     return (

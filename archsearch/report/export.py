@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from archsearch.errors import ExportError, RunError
 from archsearch.export.files import export, load
 from archsearch.export.origin import Origin, of_task, scaled_up, untrained
-from archsearch.export.write import Kind, write
+from archsearch.export.write import Kind, write, write_pattern
 from archsearch.report.session import pick
 from archsearch.space_yaml import load_genome
 
@@ -30,6 +30,7 @@ class Asked:
     task: str | None
     """Which weights, where a run has several."""
     tokenizer: str
+    """Of a model of text; empty for that of its training, or bytes."""
     force: bool
 
 
@@ -40,7 +41,7 @@ def export_run(
 
     Raises:
         RunError: if there is no such trial.
-        ExportError: if it cannot be written in this format.
+        ExportError: if it cannot be written in this format; others of the front are.
     """
     if trial != "front":
         _export_trial(pick(study, trial), folder, target, asked, console)
@@ -48,8 +49,16 @@ def export_run(
     front = study.front()
     if not front:
         pick(study, "best")
+    if target.exists() and not asked.force and (target.is_file() or any(target.iterdir())):
+        raise ExportError(f"{target} is not empty; nothing was written. --force replaces it")
+    refused = []
     for record in front:
-        _export_trial(record, folder, target / f"trial-{record.index}", asked, console)
+        try:
+            _export_trial(record, folder, target / f"trial-{record.index}", asked, console)
+        except ExportError as error:
+            refused.append(f"trial {record.index} was not written: {error}")
+    if refused:
+        raise ExportError("\n".join(refused))
 
 
 def export_other(source: str, target: Path, asked: Asked, console: Console) -> None:
@@ -72,6 +81,9 @@ def export_other(source: str, target: Path, asked: Asked, console: Console) -> N
             export(genome, None, target, force=asked.force)
             _told(console, target, genome, "without weights")
             return
+        if asked.format == "pattern":
+            _pattern(genome, target, asked, console)
+            return
         origin = untrained(genome, asked.tokenizer)
     elif asked.format == "yaml":
         raise ExportError("yaml holds weights of a search alone; these fit --format hf or torch")
@@ -91,6 +103,9 @@ def _export_trial(
         code = f"import archsearch; print(archsearch.load('{target}'))"
         console.print(f'next: python -c "{code}"', markup=False, soft_wrap=True)
         return
+    if asked.format == "pattern":
+        _pattern(record.genome, target, asked, console)
+        return
     origin = of_task(record.genome, weights, asked.task)
     if origin is None:
         console.print(NO_WEIGHTS)
@@ -105,12 +120,21 @@ NO_WEIGHTS = (
 
 
 def _write(origin: Origin, target: Path, asked: Asked, console: Console) -> None:
+    if asked.format == "pattern":
+        _pattern(origin.model.genome, target, asked, console)
+        return
     kind: Kind = "hf" if asked.format == "auto" or asked.format == "yaml" else asked.format
-    write(origin, target, kind, force=asked.force)
-    _told(console, target, origin.model.genome, origin.what)
+    known_as = write(origin, target, kind, force=asked.force)
+    said = f"as {known_as}, {origin.what}" if known_as else origin.what
+    _told(console, target, origin.model.genome, said)
     if kind == "torch":
         code = f"import sys; sys.path.append('{target}'); import model; print(model.load())"
         console.print(f'next: python -c "{code}"', markup=False, soft_wrap=True)
+
+
+def _pattern(genome: Genome, target: Path, asked: Asked, console: Console) -> None:
+    said = write_pattern(genome, target, force=asked.force)
+    _told(console, target, genome, said)
 
 
 def _told(console: Console, target: Path, genome: Genome, what: str = "") -> None:

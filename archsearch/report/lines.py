@@ -14,6 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 120, 30, 45
 COLOURS = ("#2f6db5", "#b0542b", "#3f8a4f", "#8352a8", "#a8324f", "#4b8b93", "#7b6a2f")
 INK, GRID = "#1f2933", "#dfe3e8"
 TICKS = 5
+BOLD = ' font-weight="bold"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,11 @@ def rule(y: float, colour: str, dashes: str = "") -> str:
     )
 
 
-def text(x: float, y: float, said: str, anchor: str = "start", colour: str = INK) -> str:
-    """One line of text."""
+def text(
+    x: float, y: float, said: str, anchor: str = "start", colour: str = INK, more: str = ""
+) -> str:
+    """One line of text; `more` are attributes, each after a blank."""
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"{more}>'
         f"{escape(said)}</text>"
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
-from archsearch.report.lines import COLOURS, GRID, INK
+from archsearch.report.lines import BOLD, COLOURS, GRID, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,7 +56,7 @@ def draw_panels(panels: Sequence[Panel]) -> str:
     parts, at = [], float(LEFT)
     for name in names if len(names) > 1 else ():
         parts.append(f'<circle cx="{at:.0f}" cy="15" r="4" fill="{colours[name]}"/>')
-        parts.append(_text(at + 9, 19, name))
+        parts.append(text(at + 9, 19, name))
         at += 30 + 7 * len(name)
     for i, panel in enumerate(panels):
         row, column = divmod(i, columns)
@@ -88,17 +87,17 @@ def _panel(panel: Panel, colours: dict[str, str]) -> str:
         level = math.log(value) if panel.log else value
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (level - bottom) / (top - bottom)
 
-    parts = [_text(LEFT, TOP - 14, panel.title, weight="bold")]
-    parts.append(_text(WIDTH - RIGHT, HEIGHT - 8, panel.across, "end"))
+    parts = [text(LEFT, TOP - 14, panel.title, more=BOLD)]
+    parts.append(text(WIDTH - RIGHT, HEIGHT - 8, panel.across, "end"))
     for tick in ticks:
         parts.append(_rule(y(tick)))
-        parts.append(_text(LEFT - 6, y(tick) + 4, panel.label(tick), "end"))
+        parts.append(text(LEFT - 6, y(tick) + 4, panel.label(tick), "end"))
     free = -math.inf
     for value in across:
         label = panel.label_across(value)
         half = 3.5 * len(label)
         if x(value) - half > free:
-            parts.append(_text(x(value), HEIGHT - BOTTOM + 18, label, "middle"))
+            parts.append(text(x(value), HEIGHT - BOTTOM + 18, label, "middle"))
             free = x(value) + half + GAP
     for curve in panel.curves:
         colour = colours[curve.name]
@@ -139,10 +138,3 @@ def _log_ticks(base: int, low: float, high: float) -> list[float]:
 
 def _rule(y: float) -> str:
     return f'<line x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}" stroke="{GRID}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" '
-        f'fill="{INK}">{escape(text)}</text>'
-    )

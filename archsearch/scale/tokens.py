@@ -206,6 +206,13 @@ def keep(name: str, folder: Path) -> None:
         (folder / FILE).write_text(made, encoding="utf-8")
 
 
+def kept(folder: Path, above: int = 0) -> str:
+    """What `keep` wrote into a directory or one of so many above it; empty if there is nothing."""
+    places = (folder.resolve(), *folder.resolve().parents[:above])
+    files = (place / FILE for place in places)
+    return next((str(file) for file in files if file.is_file()), "")
+
+
 def write(path: Path, dtype: np.dtype[Any], parts: Iterable[Tokens]) -> int:
     """Write a token file; its header comes last, so that half a file has none.
 

@@ -13,16 +13,18 @@ from safetensors.torch import load_file
 
 from archsearch.errors import ArchsearchError, CorpusError, ExportError, RunError, SpaceError
 from archsearch.export import load
-from archsearch.export.check import deviations
+from archsearch.export.architecture import weights
 from archsearch.export.folder import MANIFEST, whole
+from archsearch.export.native.nemotron_h import NemotronH
 from archsearch.export.vocabulary import tokenizer_files
-from archsearch.export.write import write
-from archsearch.genome import Genome
+from archsearch.export.write import write, write_pattern
+from archsearch.genome import Gene, Genome
 from archsearch.model import build
 from archsearch.mup import Base
 from archsearch.report.export import Asked, export_other, export_run
 from archsearch.scale import checkpoint
 from archsearch.scale.parallel import World
+from archsearch.scale.tokens import keep
 from archsearch.space_yaml import dump
 from archsearch.space_yaml import load as load_space
 from archsearch.train import generator
@@ -47,7 +49,7 @@ search: {trials: 4}
 
 
 def asked(kind="auto", **given):
-    named_options = {"task": None, "tokenizer": "byte", "force": False, **given}
+    named_options = {"task": None, "tokenizer": "", "force": False, **given}
     return Asked(format=kind, **named_options)
 
 
@@ -60,6 +62,21 @@ def run(tmp_path_factory):
     """A finished search: its study and its directory."""
     folder = tmp_path_factory.mktemp("runs") / "several"
     return searched(folder, SPACE), folder
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Nothing is loaded again, which takes seconds and is not what the test is about."""
+    monkeypatch.setattr("archsearch.export.write.check", lambda *written: None)
+
+
+def stored(folder):
+    """The weights in a directory."""
+    return load_file(folder / "model.safetensors")
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
 
 @pytest.fixture
@@ -101,11 +118,10 @@ def test_a_training_of_scale_becomes_one_file_with_its_factors_in_it(trained, tm
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "model.py", "model.yaml", "model.safetensors", MANIFEST,
     }  # fmt: skip
-    (found,) = deviations("torch", [(tmp_path / "out", model)])
-    assert found["logits"] < 1e-5
+    assert same(stored(tmp_path / "out"), weights(model))
     assert load_space(str(tmp_path / "out" / "model.yaml")).space.replay({}) == model.genome
-    stored = load_file(tmp_path / "out" / "model.safetensors")["readout.weight"]
-    torch.testing.assert_close(stored, model.readout.weight * model.logit_multiplier)
+    readout = stored(tmp_path / "out")["readout.weight"]
+    torch.testing.assert_close(readout, model.readout.weight * model.logit_multiplier)
     assert model.logit_multiplier == 0.5
 
 
@@ -116,13 +132,12 @@ def test_the_tokenizer_must_be_that_of_the_training(trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_gives_what_its_tasks_trained(run, tmp_path):
+def test_a_run_gives_what_its_tasks_trained(run, tmp_path, unchecked):
     study, folder = run
     export_run(study, folder, "best", tmp_path / "yaml", asked(), quiet())
     recall = load(tmp_path / "yaml", "mad/in-context-recall")
     export_run(study, folder, "best", tmp_path / "file", asked("torch"), quiet())
-    (found,) = deviations("torch", [(tmp_path / "file", recall)])
-    assert found["logits"] <= 1e-5
+    assert same(stored(tmp_path / "file"), weights(recall))
     code = asked("torch", task="mad/compression")
     export_run(study, folder, "best", tmp_path / "code", code, quiet())
     assert '"readout": "code"' in (tmp_path / "code" / "model.py").read_text()
@@ -138,7 +153,19 @@ def test_a_run_gives_what_its_tasks_trained(run, tmp_path):
 
 
 @TRANSFORMERS
-def test_a_model_of_a_task_has_no_tokenizer_and_says_so(run, tmp_path):
+def test_the_tokenizer_beside_a_training_goes_with_it(trained, tmp_path, unchecked):
+    tokens = json.loads(tokenizer_files("byte", 256, 0)["tokenizer.json"])
+    tokens["model"]["vocab"] |= {f"more {i}": i for i in range(256, 300)}
+    folder, _ = trained(vocab=300)
+    (tmp_path / "mine.json").write_text(json.dumps(tokens))
+    keep(str(tmp_path / "mine.json"), folder)
+    export_other(str(folder), tmp_path / "out", asked(), quiet())
+    kept = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert kept["model"]["vocab"] == tokens["model"]["vocab"]
+
+
+@TRANSFORMERS
+def test_a_model_of_a_task_has_no_tokenizer_and_says_so(run, tmp_path, unchecked):
     study, folder = run
     asking = asked("hf", task="mad/in-context-recall")
     export_run(study, folder, "best", tmp_path / "out", asking, quiet())
@@ -156,6 +183,26 @@ def test_the_front_becomes_a_directory_for_each_of_its_trials(run, tmp_path):
     for record in study.front():
         place = tmp_path / "front" / f"trial-{record.index}" / "model.yaml"
         assert load_space(str(place)).space.replay({}) == record.genome
+    with pytest.raises(ExportError, match="is not empty"):
+        export_run(study, folder, "front", tmp_path / "front", asked(), quiet())
+
+
+def test_one_of_the_front_that_does_not_fit_leaves_the_others(run, tmp_path, monkeypatch):
+    study, folder = run
+    first, *others = sorted(study.front(), key=lambda record: record.index)
+    assert others
+
+    def pattern(genome, target, *, force):
+        if genome == first.genome:
+            raise ExportError("layer 1 does not fit")
+        return write_pattern(genome, target, force=force)
+
+    monkeypatch.setattr("archsearch.report.export.write_pattern", pattern)
+    why = f"^trial {first.index} was not written: layer 1 does not fit$"
+    with pytest.raises(ExportError, match=why):
+        export_run(study, folder, "front", tmp_path / "front", asked("pattern"), quiet())
+    names = {f"trial-{record.index}" for record in others}
+    assert {p.name for p in (tmp_path / "front").iterdir()} == names
 
 
 @pytest.mark.parametrize(
@@ -164,20 +211,62 @@ def test_the_front_becomes_a_directory_for_each_of_its_trials(run, tmp_path):
         ("quickstart", "auto", SpaceError, "144 architectures, not one"),
         ("nowhere", "auto", SpaceError, "does not exist and is no shipped space"),
         (".", "auto", RunError, "holds no run"),
-        ("transformer_pp", "native", ExportError, "native"),
+        ("universal_transformer", "native", ExportError, "loop has no equivalent"),
+        ("universal_transformer", "pattern", ExportError, "loop is none of M"),
     ],
 )
 def test_a_source_that_is_none_is_refused(source, kind, error, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if kind == "native":
-        monkeypatch.setattr("archsearch.export.write.importlib.import_module", absent)
     with pytest.raises(error, match=words):
         export_other(source, tmp_path / "out", asked(kind), quiet())
     assert list(tmp_path.iterdir()) == []
 
 
-def absent(name):
-    raise ModuleNotFoundError(name=name)
+NEMOTRON = Genome(
+    32, (MAMBA, Gene.of("attention", heads=2, pos="none"), Gene.of("swiglu", act="relu2"))
+)  # fmt: skip
+
+
+def told(genome, kind, folder):
+    """Export a genome and return what is printed."""
+    (folder / "one.yaml").write_text(dump(genome))
+    console = Console(file=io.StringIO())
+    export_other(str(folder / "one.yaml"), folder / "out", asked(kind), console)
+    return console.file.getvalue()
+
+
+@TRANSFORMERS
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_published_architecture_has_its_tokenizer_and_is_compared(damaged, tmp_path, monkeypatch):
+    if damaged:  # as a mistake in the writing would
+        swapped = {"q_proj": "k_proj", "k_proj": "q_proj"}
+        of = NemotronH.weights
+
+        def mistaken(self, source):
+            right = of(self, source)
+            return {".".join(swapped.get(p, p) for p in n.split(".")): t for n, t in right.items()}
+
+        monkeypatch.setattr(NemotronH, "weights", mistaken)
+        with pytest.raises(ExportError, match="the logits of what was written are off"):
+            told(NEMOTRON, "native", tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] == ["one.yaml"]
+        return
+    assert "(as NemotronH, random weights)" in told(NEMOTRON, "native", tmp_path)
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", MANIFEST} <= names
+
+
+def test_a_file_for_llama_cpp_is_compared(tmp_path):
+    pytest.importorskip("gguf", reason="gguf needs the extra gguf")
+    pytest.importorskip("xllamacpp", reason="xllamacpp needs the extra gguf")
+    told(NEMOTRON, "gguf", tmp_path)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"model.gguf", MANIFEST}
+
+
+def test_a_pattern_is_printed_and_needs_no_weights(tmp_path):
+    assert "(M*-)" in told(NEMOTRON, "pattern", tmp_path)
+    assert (tmp_path / "out" / "pattern.txt").read_text() == "M*-\n"
+    assert "weights" not in json.loads((tmp_path / "out" / MANIFEST).read_text())
 
 
 def test_a_tokenizer_that_is_none_is_refused(tmp_path):

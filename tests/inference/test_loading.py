@@ -181,6 +181,14 @@ def test_what_holds_no_model_says_what_would(of_text, of_tasks, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ExportError, match="not a model of archsearch"):
         load(tmp_path)
+    for told, words in (
+        ({"format": 1, "kind": "gguf"}, r"for other programs \(--format gguf\)"),
+        ({"format": 9, "kind": "hf"}, "has format 9; this version reads format 1"),
+        ({}, "is damaged"),
+    ):
+        (tmp_path / "archsearch.json").write_text(json.dumps(told))
+        with pytest.raises(ExportError, match=words):
+            load(tmp_path)
 
 
 def test_a_task_whose_parameters_are_not_recorded_is_not_guessed(of_tasks, copied):

@@ -140,9 +140,9 @@ def test_every_mixer_is_covered_or_refused_with_a_reason():
         gene = Gene.of(name, **({"head_dim": 8} if name in ("ttt", "hydra") else {}))
         model = model_of(gene, COVERED["mamba2"], Gene.of("swiglu"))
         found, refused = seen_by(model)
-        assert [one.name for one in found] == ["1 mamba2"]
-        assert refused == {f"0 {name}": REFUSED[name]}
-        with pytest.raises(ModelError, match="nothing to draw: 0"):
+        assert [one.name for one in found] == ["2 mamba2"]
+        assert refused == {f"1 {name}": REFUSED[name]}
+        with pytest.raises(ModelError, match="nothing to draw: 1"):
             seen_by(model_of(gene, Gene.of("swiglu")))
 
 
@@ -154,8 +154,8 @@ def test_uses_wrappers_and_chosen_tokens_have_their_places():
     model = model_of(shared, loop, shared, mod, Gene.of("swiglu"))
     found, _ = seen_by(model)
     assert [one.name for one in found] == [
-        "A shared_attention", "1.0 attention", "1.0 attention, use 2", "A shared_attention, use 2",
-        "3.0 mamba2",
+        "A shared_attention", "2.1 attention", "2.1 attention, use 2", "A shared_attention, use 2",
+        "4.1 mamba2",
     ]  # fmt: skip
     chosen = found[-1].values.abs().sum((0, 2)) > 0
     assert 0 < int(chosen.sum()) < 70, "all or none of the tokens were chosen"

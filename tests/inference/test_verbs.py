@@ -138,6 +138,12 @@ def test_a_benchmark_is_a_table_of_80_columns_a_picture_and_json(of_text, tmp_pa
     assert len(elements((tmp_path / "bench.svg").read_text(), "polyline")) == 6
 
 
+def test_what_takes_too_long_is_said_so(of_text, tmp_path):
+    out, _ = said(lambda out, _: bench(load(of_text[0]), [8, 16], "", 1e-9, tmp_path, out))
+    assert "- would take more than 1e-09 s" in out
+    assert "times as long" not in out
+
+
 def test_contexts_are_read_as_people_write_them():
     assert contexts_of("1K, 300,64k") == [1024, 300, 65536]
     for wrong in ("", "1M", "0", "-3", "1K,,2K", "99999K"):
@@ -151,7 +157,7 @@ def test_the_page_shows_every_mixer_and_says_what_it_leaves_out(of_text, tmp_pat
     assert "2 mixers, 5 tokens" in out
     page = place.read_text()
     texts = [e.text for e in elements(page, "text")]
-    assert {"0 mamba2, 4 heads", "1 attention, 2 heads"} <= set(texts)
+    assert {"1 mamba2, 4 heads", "2 attention, 2 heads"} <= set(texts)
     assert texts.count("<") == texts.count("\u21b5") == 4
     assert len(elements(page, "image")) == 2 + 4 + 2
     long = "ab" * 60

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def transformers() -> Iterator[Any]:
-    """The package, without its bars of progress.
+    """The package, without its bars of progress and its hints at faster kernels.
 
     Raises:
         ExportError: if it is not installed.
@@ -23,10 +23,12 @@ def transformers() -> Iterator[Any]:
     except ImportError:
         raise ExportError("this format needs transformers: pip install 'archsearch[hf]'") from None
     logs = package.utils.logging
-    shown = logs.is_progress_bar_enabled()
+    shown, level = logs.is_progress_bar_enabled(), logs.get_verbosity()
     logs.disable_progress_bar()
+    logs.set_verbosity_error()
     try:
         yield package
     finally:
+        logs.set_verbosity(level)
         if shown:
             logs.enable_progress_bar()

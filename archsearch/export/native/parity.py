@@ -39,8 +39,6 @@ class Parity:
 @torch.no_grad()
 def parity(model: Model, folder: Path) -> Parity:
     """Load a directory that `native` wrote and compare it with its model, in evaluation mode."""
-    with transformers() as package:
-        loaded = package.AutoModelForCausalLM.from_pretrained(folder).eval()
     tokens_BT = torch.randint(model.vocab, (ROWS, LENGTH), generator=generator("parity"))
     want_BTV = model(tokens_BT)
     largest = want_BTV.abs().max()
@@ -48,8 +46,10 @@ def parity(model: Model, folder: Path) -> Parity:
     def off(got_BTV: Tensor) -> float:
         return float((got_BTV - want_BTV).abs().max() / largest)
 
-    whole = off(loaded(tokens_BT, use_cache=False).logits)
-    cached = off(_decoded(loaded, tokens_BT)) if loaded.config.use_cache else None
+    with transformers() as package:
+        loaded = package.AutoModelForCausalLM.from_pretrained(folder).eval()
+        whole = off(loaded(tokens_BT, use_cache=False).logits)
+        cached = off(_decoded(loaded, tokens_BT)) if loaded.config.use_cache else None
     return Parity(whole, cached)
 
 
