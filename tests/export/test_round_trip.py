@@ -27,7 +27,7 @@ from tests.export.models import (
 )
 
 KINDS = pytest.mark.parametrize("kind", ["torch", pytest.param("hf", marks=TRANSFORMERS)])
-FEW, MANY = range(8), range(100)
+FEW, MANY = range(5), range(100)
 
 
 def require_a_round_trip(kind, models, folder):
