@@ -94,8 +94,8 @@ def _refusal(op: str, backend: Backend, problem: Problem, *, asked: bool) -> str
     known = (op, version("triton"), problem.arch)
     if not reason and not asked and backend.name == OWN and known not in proven():
         reason = (
-            f"not yet compared with torch on {problem.arch} with Triton {known[1]}; "
-            f"benchmarks/gpu.py does, {VARIABLE}={op}:{OWN} takes it unproven"
+            f"not yet compared with torch on {problem.arch} with Triton {known[1]}: "
+            f"benchmarks/gpu.py does; {VARIABLE} takes it unproven"
         )
     return reason
 
@@ -184,6 +184,12 @@ def recorded() -> Iterator[dict[str, str]]:
         _state.settle()
 
 
+def merged(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
+    """What `recorded` would say of both together."""
+    both = {name: f"{one.get(name, '')}+{other.get(name, '')}" for name in {**one, **other}}
+    return {name: "+".join(sorted({*said.split("+")} - {""})) for name, said in both.items()}
+
+
 def architecture(device: torch.device) -> str:
     """sm_90 and the like; empty for anything but an NVIDIA GPU."""
     if device.type != "cuda" or torch.version.hip:
@@ -200,7 +206,8 @@ def op(name: str) -> Callable[[Function], Function]:
     """
 
     def wrap(plain: Function) -> Function:
-        signature, known = inspect.signature(plain), dict[Any, tuple[str, Callable[..., Any]]]()
+        signature, known = inspect.signature(plain), dict[Any, tuple[str, int]]()
+        functions: list[Callable[..., Any]] = [plain]
 
         @functools.wraps(plain)
         def call(*given: Any, **named: Any) -> Any:
@@ -208,21 +215,25 @@ def op(name: str) -> Callable[[Function], Function]:
             if _state.plain and first.is_cpu:
                 return plain(*given, **named)
             sizes = tuple(map(_size, given)), tuple((k, _size(v)) for k, v in named.items())
-            return find(_state.told, first.device, first.dtype, *sizes)(*given, **named)
+            # the compiler takes a number for granted, but not a function
+            return functions[find(_state.told, first.device, first.dtype, *sizes)](*given, **named)
 
         @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-        def find(*key: Any) -> Callable[..., Any]:
+        def find(*key: Any) -> int:
             if key not in known:
                 _, device, dtype, sizes, named = key
                 bound = signature.bind(*sizes, **dict(named))
                 bound.apply_defaults()
                 problem = Problem(device.type, architecture(device), dtype, bound.arguments)
                 choice = choose(name, problem, wanted(name))
-                known[key] = choice.backend, choice.function or plain
-            backend, function = known[key]
+                function = choice.function or plain
+                if function not in functions:
+                    functions.append(function)
+                known[key] = choice.backend, functions.index(function)
+            backend, place = known[key]
             for record in _state.records:
-                record[name] = "+".join(sorted({*record.get(name, backend).split("+"), backend}))
-            return function
+                record |= merged(record, {name: backend})
+            return place
 
         whole: Any = call
         return whole

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from archsearch.errors import Diverged
+from archsearch.kernels.dispatch import merged, recorded
 from archsearch.model import Extras, Model
 from archsearch.scale import checkpoint
 from archsearch.scale.parallel import World, spread, without_exchange
@@ -116,6 +117,8 @@ class Pretraining:
         self.step = 0
         self.marks: list[Mark] = []
         self.probes = Probes()
+        self.backends: dict[str, str] = {}
+        """What computed each op, see `kernels.dispatch`."""
 
     @property
     def learning_rate(self) -> float:
@@ -190,6 +193,7 @@ class Pretraining:
             "about": about,
             "marks": [asdict(mark) for mark in self.marks],
             "probes": asdict(self.probes),
+            "backends": self.backends,
         }
         checkpoint.save(folder, self.model, self.optimizers, state, self.world)
 
@@ -198,6 +202,7 @@ class Pretraining:
         checkpoint.restore(folder, self.model, self.optimizers)
         self.step, self.marks = state["step"], [Mark(**mark) for mark in state["marks"]]
         self.probes = Probes(**state["probes"])
+        self.backends = dict(state.get("backends", {}))
         for schedule in self._schedules:
             schedule.last_epoch = self.step
             for group, lr, factor in zip(
@@ -223,7 +228,9 @@ def train(
         seconds, looked = 0.0, 0
         while training.step < stop:
             began = time.perf_counter()
-            step = training.descend()
+            with recorded() as used:
+                step = training.descend()
+            training.backends = merged(training.backends, used)
             losses.append(step.loss)
             on_step(step)
             seconds += time.perf_counter() - began
