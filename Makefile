@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 # The packages of the extra `oracles` that are light. Without one, the tests that need it are skipped.
-ORACLES := mambapy peer-pytorch product-key-memory transformers
+ORACLES := mambapy peer-pytorch product-key-memory transformers triton
 BIN := $(VENV)/bin
 SPACE ?= quickstart
 # One thread per process: small models train faster on many processes than on many threads.

@@ -24,7 +24,7 @@ from archsearch.kernels.table_rows import Picks
 ROUTE = (
     {"ROWS": 4, "num_warps": 4},
     {"ROWS": 1, "num_warps": 4},
-    {"ROWS": 8, "num_warps": 8},
+    {"ROWS": 2, "num_warps": 4},
 )
 EXPERTS = (
     {"E_BLOCK": 4, "num_warps": 4},

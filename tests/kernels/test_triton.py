@@ -51,7 +51,7 @@ def test_no_kernel_spills_registers(taken):
 
 
 def grown(taken, budget):
-    """What takes more than its budget, or has none; remedy: `compiled.py --write`, if it is meant."""
+    """What takes more than its budget, or has none. If it is meant: `compiled.py --write`."""
     return [
         f"{gpu}: {name}: {what} {number}, budget {budget.get(gpu, {}).get(name, {}).get(what)}"
         for gpu, kernels in taken.items()

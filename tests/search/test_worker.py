@@ -319,11 +319,6 @@ def test_workers_die_with_the_process_that_started_them(folder):
     child.stdout.close()
 
 
-def test_a_trial_says_what_computed_its_ops(unbroken):
-    seen = set()
+def test_the_study_knows_what_computed_each_trial(unbroken):
     for record in opened(unbroken).records().values():
-        used = record.attrs["backends"]
-        assert set(used.values()) <= {"torch"}
-        seen |= {*used}
-        assert ("ssd" in used) == ("mamba2" in record.genome.text())
-    assert "ssd" in seen
+        assert set(record.attrs["backends"].values()) <= {"torch"}
