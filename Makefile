@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 # The packages of the extra `oracles` that are light. Without one, the tests that need it are skipped.
-ORACLES := mambapy peer-pytorch product-key-memory transformers triton
+ORACLES := mambapy peer-pytorch product-key-memory transformers
 BIN := $(VENV)/bin
 SPACE ?= quickstart
 # One thread per process: small models train faster on many processes than on many threads.
@@ -25,6 +25,7 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	-$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(ORACLES)
+	-$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt triton
 	@touch $@
 
 run: $(VENV)/installed  ## search the quickstart space (SPACE=... for another)

@@ -143,6 +143,16 @@ def dots(table_RD: Tensor, row_NE: Tensor, x_ND: Tensor) -> Tensor:
     return product_P.view(count, picks)
 
 
+@bag.register_fake
+def _bag_shape(table_RD: Tensor, row_NE: Tensor, weight_NE: Tensor) -> Tensor:
+    return table_RD.new_empty(len(row_NE), table_RD.shape[1])
+
+
+@dots.register_fake
+def _dots_shape(table_RD: Tensor, row_NE: Tensor, x_ND: Tensor) -> Tensor:
+    return x_ND.new_empty(row_NE.shape)
+
+
 @register_flop_formula([torch.ops.archsearch.bag, torch.ops.archsearch.dots])
 def _flops(table_RD: Size, row_NE: Size, other: Size, *rest: object, **named: object) -> int:
     """Both multiply and add once for every number of every picked row."""

@@ -6,7 +6,6 @@ An op with kernels of our own gets a `Case` here; tests and `benchmarks/gpu.py` 
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,13 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, to
 Given = tuple[Any, ...]
 
 
+def bytes_of(given: Any) -> int:
+    """What is read if every tensor is read once."""
+    if isinstance(given, Tensor):
+        return given.numel() * given.element_size()
+    return sum(map(bytes_of, given)) if isinstance(given, tuple | list) else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """An op that has kernels of our own.
@@ -41,12 +47,21 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     ordered: Callable[[Any], Any] = lambda found: found
     """A result in an order that all backends agree on."""
+    moved: Callable[[Given], int] = bytes_of
+    """Bytes that a forward pass moves at least, results left out where they are small."""
 
     def given(self, size: str, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Given:
         """Arguments; tensors of floating point need a gradient."""
         g = Generator(device).manual_seed(seed)
         found = self.make(g, dtype, **self.sizes[size])
         return tuple(x.requires_grad_() if _real(x) else x for x in found)
+
+
+def _peer_bytes(given: Given) -> int:
+    """Every picked row of both tables comes from memory; x is read and y written."""
+    x_ND, _, _, gate_NE, picks, _ = given
+    rows = 2 * gate_NE.numel() * x_ND.shape[1] * x_ND.element_size()
+    return rows + 2 * bytes_of(x_ND) + bytes_of((gate_NE, picks.row_NE))
 
 
 def _peer(g: Generator, dtype: torch.dtype, N: int, D: int, R: int, E: int, sparse: int) -> Given:
@@ -80,7 +95,7 @@ CASES: dict[str, Case] = {
             "proxy": {"N": 16384, "D": 128, "R": 64**2, "E": 32, "sparse": 0},
             "real": {"N": 8192, "D": 1024, "R": 1024**2, "E": 128, "sparse": 1},
         },
-        ("EXPERTS", "TABLES"),
+        ("EXPERTS", "TABLES"), moved=_peer_bytes,
     ),
     "product_keys": Case(
         route, _route,
@@ -112,9 +127,9 @@ def _place(op: str) -> tuple[str, str]:
     return module, name
 
 
-def plain_of(op: str) -> Callable[..., Any]:
+def plain_of(case: Case) -> Callable[..., Any]:
     """The function in plain torch, without a choice."""
-    return inspect.unwrap(CASES[op].plain)
+    return getattr(case.plain, "__wrapped__", case.plain)
 
 
 @contextmanager

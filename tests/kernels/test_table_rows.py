@@ -71,3 +71,11 @@ def test_the_counter_of_flops_sees_them():
         Picks(row_NE).sum(table_RD, weight_NE)
         Picks(row_NE).dot(table_RD, x_ND)
     assert counter.get_total_flops() == 2 * (2 * 40 * 6 * 8)
+
+
+def test_the_compiler_knows_their_shapes():
+    row_NE, (table_RD, weight_NE, x_ND) = drawn(40, 6, 8, 100)
+    for name, given in (("bag", weight_NE), ("dots", x_ND)):
+        operator = getattr(torch.ops.archsearch, name)
+        inputs = table_RD.detach(), row_NE, given.detach()
+        torch.library.opcheck(operator, inputs)
