@@ -73,7 +73,7 @@ def choose(op: str, problem: Problem, want: str = AUTO) -> Choice:
         if not reason:
             try:
                 function = _load(backend.place)
-            except (ImportError, OSError) as error:
+            except (ImportError, OSError, RuntimeError, AttributeError) as error:
                 reason = f"importing it fails: {error}"
             else:
                 why = "asked for" if want != AUTO else _merit(backend)
@@ -137,12 +137,9 @@ class _State:
         self.wanted: dict[str, str] = {}
         self.told = ""
         self.records: list[dict[str, str]] = []
-        self.plain = True
-        """Whether calls on a CPU go straight to torch."""
 
     def settle(self) -> None:
         self.told = ",".join(f"{name}:{backend}" for name, backend in self.wanted.items())
-        self.plain = not self.wanted and not self.records
 
 
 _state = _State()
@@ -171,17 +168,23 @@ def using(said: str) -> Iterator[None]:
         _state.settle()
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _note(op: str, backend: str) -> None:
+    """Tell who listens; what is compiled tells it once, as it is compiled."""
+    for record in _state.records:
+        if record.get(op) != backend:
+            record |= merged(record, {op: backend})
+
+
 @contextmanager
 def recorded() -> Iterator[dict[str, str]]:
     """The backend of every op that is called while this lasts; several are joined with `+`."""
     record: dict[str, str] = {}
     _state.records.append(record)
-    _state.settle()
     try:
         yield record
     finally:
         _state.records = [other for other in _state.records if other is not record]
-        _state.settle()
 
 
 def merged(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
@@ -212,7 +215,9 @@ def op(name: str) -> Callable[[Function], Function]:
         @functools.wraps(plain)
         def call(*given: Any, **named: Any) -> Any:
             first = given[0] if isinstance(given[0], Tensor) else given[0][0]
-            if _state.plain and first.is_cpu:
+            if first.is_cpu and not _state.told:
+                if _state.records:
+                    _note(name, TORCH)
                 return plain(*given, **named)
             sizes = tuple(map(_size, given)), tuple((k, _size(v)) for k, v in named.items())
             # the compiler takes a number for granted, but not a function
@@ -231,8 +236,7 @@ def op(name: str) -> Callable[[Function], Function]:
                     functions.append(function)
                 known[key] = choice.backend, functions.index(function)
             backend, place = known[key]
-            for record in _state.records:
-                record |= merged(record, {name: backend})
+            _note(name, backend)
             return place
 
         whole: Any = call

@@ -100,7 +100,7 @@ CASES: dict[str, Case] = {
     "product_keys": Case(
         route, _route,
         {
-            "tiny": {"N": 5, "H": 2, "K": 13, "E": 5},
+            "tiny": {"N": 3, "H": 2, "K": 13, "E": 5},
             "compile": {"N": 2, "H": 8, "K": 1024, "E": 16},
             "proxy": {"N": 16384, "H": 4, "K": 64, "E": 8},
             "real": {"N": 8192, "H": 8, "K": 1024, "E": 16},

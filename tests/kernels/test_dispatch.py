@@ -1,5 +1,6 @@
 """Which backend an op takes, and what is said about it; no GPU is needed to choose for one."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from archsearch.errors import ModelError
+from archsearch.export.bundle import Bundle
 from archsearch.kernels import backends, dispatch
 from archsearch.kernels.backends import OPS, Backend, Problem
 from archsearch.kernels.dispatch import choose, op, parse, recorded, using
@@ -150,7 +152,7 @@ def test_wishes_are_read_from_the_environment():
     script = "from archsearch.kernels.dispatch import wanted; print(wanted('ssd'), wanted('peer'))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True,
-        env={**__import__("os").environ, "ARCHSEARCH_BACKEND": "ssd:reference, "},
+        env={**os.environ, "ARCHSEARCH_BACKEND": "ssd:reference, "},
     )  # fmt: skip
     assert done.stdout.split() == ["reference", "auto"]
 
@@ -200,7 +202,10 @@ def test_a_choice_is_made_once_for_each_shape_and_not_for_each_batch_or_length(m
 
 
 def test_an_exported_kernel_knows_no_backends():
-    from archsearch.export.sources import Module
-
-    source = Module("archsearch.kernels.ssd")
-    assert "op" in source.imports, "the control: the kernel itself has them"
+    bundle = Bundle({}, {})
+    bundle.need("archsearch.kernels.ssd", "ssd")
+    text = bundle.render(bundle.names())
+    assert "def ssd(" in text
+    assert "@op" not in text
+    assert not any("dispatch" in place.module for place in bundle.imports.values())
+    assert "archsearch.kernels.dispatch" not in bundle.modules
