@@ -25,6 +25,7 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	-$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(ORACLES)
+	-$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt triton
 	@touch $@
 
 run: $(VENV)/installed  ## search the quickstart space (SPACE=... for another)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from archsearch.errors import RunError, TrialError
+from archsearch.kernels.dispatch import recorded
 from archsearch.memory import estimate, require_room
 from archsearch.model import Model, build
 from archsearch.train import Point, Task, Training, generator
@@ -65,6 +66,8 @@ class TrialResult:
     tokens: int
     memory: int | None = None
     """Bytes that its training was judged to need; None where that could not be said."""
+    backends: dict[str, str] = field(default_factory=dict)
+    """What computed each op that the models used, see `kernels.dispatch`."""
     models: tuple[Model, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -163,25 +166,26 @@ def run_trial(
         status, why = _reason(error)
     tokens = course.tokens
     advance = course.advance(most)
-    while not why and course.running and len(course.scores) < most:
-        try:
-            progress = next(advance)
-        except Exception as error:  # noqa: BLE001
-            status, why = _reason(error)
-        else:
-            on_progress(progress)
-            if progress.stretched:
-                why = hopeless(tuple(course.scores)) if course.running else ""
-                status = "pruned" if why else "ok"
-                if checkpoint and course.running and not why:
-                    course.save(checkpoint)
+    with recorded() as backends:
+        while not why and course.running and len(course.scores) < most:
+            try:
+                progress = next(advance)
+            except Exception as error:  # noqa: BLE001
+                status, why = _reason(error)
+            else:
+                on_progress(progress)
+                if progress.stretched:
+                    why = hopeless(tuple(course.scores)) if course.running else ""
+                    status = "pruned" if why else "ok"
+                    if checkpoint and course.running and not why:
+                        course.save(checkpoint)
     if status == "ok" and course.running:
         status, why = "paused", f"after {recipe.stops[most - 1]} of {recipe.steps} steps"
     runs = tuple(TaskRun(task, k, tuple(curve)) for (task, k), curve in course.curves.items())
     return TrialResult(
         key=genome.key, status=status, why=why, runs=runs, scores=tuple(course.scores),
         seconds=time.perf_counter() - began, tokens=course.tokens - tokens, memory=course.memory,
-        models=tuple(course.models.values()),
+        backends=backends, models=tuple(course.models.values()),
     )  # fmt: skip
 
 

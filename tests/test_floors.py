@@ -120,7 +120,10 @@ def test_the_tasks_stand_alone(path):
 
 
 OUTSIDE = {
+    "fla": 1,
+    "mamba_ssm": 1,
     "torch": 1,
+    "triton": 1,
     "networkx": 3,
     "pydantic": 3,
     "pydantic_core": 3,
@@ -157,6 +160,19 @@ def misplaced(name, source):
 @pytest.mark.parametrize("path", sources("archsearch"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_other_peoples_packages_stay_on_their_floors(path):
     assert misplaced(unit_of(path), path.read_text()) == []
+
+
+OPTIONAL = {"fla", "mamba_ssm", "triton"}
+"""Packages that are imported where a backend of them was chosen, and nowhere else."""
+
+
+@pytest.mark.parametrize("path", sources("archsearch"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_backends_are_imported_only_where_they_were_chosen(path):
+    """By place, from `kernels.dispatch`; so a file that needs such a package is never imported."""
+    modules = set(imports(path.read_text()))
+    assert not {m for m in modules if m.startswith("archsearch.kernels._")}
+    own = path.parent.name == "kernels" and path.name.startswith("_")
+    assert own or not {m.split(".")[0] for m in modules} & OPTIONAL
 
 
 def test_a_package_below_its_floor_is_caught():

@@ -10,6 +10,7 @@ import torch
 from archsearch.blocks.swiglu import SwiGLU
 from archsearch.errors import RunError
 from archsearch.genome import Gene, Genome
+from archsearch.kernels.dispatch import using
 from archsearch.sections import Recipe
 from archsearch.trial import WORST_LOSS, run_trial, task_label
 from mad_tasks import InContextRecall, Memorization
@@ -224,3 +225,11 @@ def test_a_checkpoint_that_cannot_be_written_is_no_result_of_the_genome(tmp_path
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="cannot be written"):
         trial(checkpoint=tmp_path / "file" / "trial.pt")
+
+
+def test_a_trial_says_which_backend_computed_each_op_that_it_used():
+    genome = Genome(16, (Gene.of("mamba2", head_dim=8), Gene.of("swiglu")))
+    assert trial((SHORT,), genome=genome).backends == {"ssd": "torch"}
+    with using("ssd:reference"):
+        assert trial((SHORT,), genome=genome).backends == {"ssd": "reference"}
+    assert trial((SHORT,)).backends == {}

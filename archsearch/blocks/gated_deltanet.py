@@ -37,6 +37,7 @@ from archsearch.cost import Cost
 from archsearch.dims import choice, whole
 from archsearch.kernels.chunked_recurrence import border_states, states_after, unit_solve
 from archsearch.kernels.conv_silu import conv_silu
+from archsearch.kernels.dispatch import op
 from archsearch.kernels.precision import in_full
 from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
@@ -225,6 +226,7 @@ class GatedDeltaNet(Block, name="gated_deltanet", kind="mixer", paper="2412.0646
         require(GatedDeltaNet.info, "head_dim", config.head_dim, legal, why)
 
 
+@op("gated_deltanet")
 @in_full
 def gated_delta_rule(
     q_BTGK: Tensor, k_BTGK: Tensor, v_BTHV: Tensor, log_a_BTH: Tensor, beta_BTH: Tensor

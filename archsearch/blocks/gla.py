@@ -40,6 +40,7 @@ from archsearch.block import Block, Ctx, Role, State, divisors, fan_in, ones, re
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
 from archsearch.kernels.conv_silu import conv_silu
+from archsearch.kernels.dispatch import op
 from archsearch.kernels.precision import in_full
 from archsearch.kernels.ssd import flops, ssd, ssd_after
 from archsearch.layers.initialisers import draw_conv
@@ -281,6 +282,7 @@ class GLA(Block, name="gla", kind="mixer", paper="2312.06635"):
         require(GLA.info, "head_dim", config.head_dim, legal, why)
 
 
+@op("gla")
 @in_full
 def gated_linear_attention(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_a_BTHK: Tensor

@@ -97,7 +97,8 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         x_BTHP = x_BTE.unflatten(-1, (self.heads, -1))
         B_BTGN, C_BTGN = (x.unflatten(-1, (self.groups, -1)) for x in (B_BTC, C_BTC))
         dt_BTH = F.softplus(dt_BTH + self.dt_bias)
-        y_BTHP = ssd(x_BTHP, dt_BTH, self._decay(dt_BTH), B_BTGN, C_BTGN, self.D)
+        decay_BTH, positive = self._decay(dt_BTH), not self.neg_eigval
+        y_BTHP = ssd(x_BTHP, dt_BTH, decay_BTH, B_BTGN, C_BTGN, self.D, positive)
         y_BTE = gated_norm(y_BTHP.flatten(-2), z_BTE, self.groups)
         # the gain goes into the matrix: two passes less over a (B, T, E) tensor
         return F.linear(y_BTE, self.out_proj.weight * self.norm.weight)
@@ -135,8 +136,10 @@ class Mamba2(Block, name="mamba2", kind="mixer", paper="2405.21060"):
         x_BTHP = x_BTE.unflatten(-1, (self.heads, -1))
         B_BTGN, C_BTGN = (x.unflatten(-1, (self.groups, -1)) for x in (B_BTC, C_BTC))
         dt_BTH = F.softplus(dt_BTH + self.dt_bias)
-        decay_BTH, ssm_BHPN = self._decay(dt_BTH), state["ssm"]
-        y_BTHP, ssm_BHPN = ssd_after(x_BTHP, dt_BTH, decay_BTH, B_BTGN, C_BTGN, self.D, ssm_BHPN)
+        decay_BTH, positive = self._decay(dt_BTH), not self.neg_eigval
+        y_BTHP, ssm_BHPN = ssd_after(
+            x_BTHP, dt_BTH, decay_BTH, B_BTGN, C_BTGN, self.D, state["ssm"], positive
+        )
         y_BTE = gated_norm_ref(y_BTHP.flatten(-2), z_BTE, self.groups) * self.norm.weight
         return self.out_proj(y_BTE), {"conv": seen_BCT[..., x_BTD.shape[1] :], "ssm": ssm_BHPN}
 

@@ -12,19 +12,16 @@ Q width of a half key, E chosen experts of a head, R all experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from archsearch.block import Block, Ctx, Role, State, normal
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
+from archsearch.kernels.peer import experts
 from archsearch.layers.retrieval import ROLES, Retrieval, best_of_all, check_count, routing_cost
-
-ACT: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 
 
 class PEER(Block, name="peer", kind="ffn", paper="2407.04153"):
@@ -61,8 +58,8 @@ class PEER(Block, name="peer", kind="ffn", paper="2407.04153"):
 
     def forward(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         gate_NE, picks = self.retrieval(x_BTD)
-        hidden_NE = ACT[self.act](picks.dot(self.down.weight, x_BTD.flatten(0, -2)))
-        return picks.sum(self.up.weight, gate_NE * hidden_NE).view_as(x_BTD)
+        x_ND, down, up = x_BTD.flatten(0, -2), self.down.weight, self.up.weight
+        return experts(x_ND, down, up, gate_NE, picks, self.act).view_as(x_BTD)
 
     def init_state(self, batch: int, context: int) -> State:
         return {}

@@ -39,6 +39,7 @@ from archsearch.block import Block, Ctx, Init, Role, State, divisors, ones, requ
 from archsearch.cost import Cost
 from archsearch.dims import whole
 from archsearch.kernels.chunked_recurrence import border_states, states_after, unit_solve
+from archsearch.kernels.dispatch import op
 from archsearch.kernels.precision import in_full
 
 CHUNK = 32
@@ -262,6 +263,7 @@ class RWKV7(Block, name="rwkv7", kind="mixer", paper="2503.14456"):
         require(RWKV7.info, "head_dim", config.head_dim, divisors(width), why)
 
 
+@op("rwkv7")
 @in_full
 def weighted_delta_rule(heads: Heads) -> Tensor:
     """y_t = S_t^T r_t with S_t = (diag(w_t) - gone_t kap_t^T) S_(t-1) + k_t v_t^T and S_(-1) = 0.

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from archsearch.block import Block, Ctx, Role, State, divisors, normal, ones, require, zeros
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
+from archsearch.kernels.dispatch import op
 from archsearch.kernels.precision import in_full
 from archsearch.kernels.ttt import (
     EPS,
@@ -153,7 +154,7 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         """f(q_i; W_i) of the linear model, for all mini-batches."""
         start = self._start(self.W1, self.b1, q.shape[1])
         key, eta = with_one(k), eta_of(tok_M, lr)
-        W, G = _fit(LinearLoop, key, tok_M[-1] * lr, offset, square, start)
+        W, G = _fit(key, tok_M[-1] * lr, offset, square, start, loop=LinearLoop)
         return read(with_one(q), W, weigh(q, k, eta), G)
 
     @in_full
@@ -163,7 +164,7 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
         """f(q_i; W_i) of the inner MLP, for all mini-batches."""
         starts = (self._start(w, b, q.shape[1]) for w, b in self._layers())
         key, eta = with_one(k), eta_of(tok_M, lr)
-        W1, G1, W2, G2, A = _fit(MLPLoop, key, tok_M[-1] * lr, offset, square, *starts)
+        W1, G1, W2, G2, A = _fit(key, tok_M[-1] * lr, offset, square, *starts, loop=MLPLoop)
         a = with_one(gelu(read(with_one(q), W1, weigh(q, k, eta), G1)))
         return read(a, W2, (a @ A.mT).mul(eta), G2)
 
@@ -351,8 +352,9 @@ def _shared(config: TTT.Config) -> int:
     return 1 if config.conv else 2
 
 
-def _fit(loop: Any, *given: Tensor) -> Any:
-    return loop.apply(*given)
+@op("ttt")
+def _fit(key: Tensor, *rest: Tensor, loop: Any) -> Any:
+    return loop.apply(key, *rest)
 
 
 def _turned_pairwise(x_BHK: Tensor, place: int) -> Tensor:

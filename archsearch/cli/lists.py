@@ -41,6 +41,20 @@ def tasks(
 
 
 @app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Say what this machine has, which kernels run on it, and how to get faster ones."""
+    from archsearch.report.doctor import examine, page
+
+    found = examine()
+    if as_json:
+        print(found.to_json())  # noqa: T201
+    else:
+        console.print(page(found))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of space files, for completion in editors."""
     from archsearch.schema import json_schema

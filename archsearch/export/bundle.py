@@ -54,6 +54,7 @@ STAND_IN = (
 )
 """What is something else, or at another place, in an exported model."""
 ROLE = ("archsearch.block", "Role")
+CHOICE = ("archsearch.kernels.dispatch", "op")
 SEARCH = frozenset({
     "check", "cost", "own_cost", "params_per_use", "channels_per_head", "grows", "spans", "oracle",
 })  # fmt: skip
@@ -118,7 +119,9 @@ class Bundle:
                 self._shorten(piece, node)
                 self._options(piece, node)
             for decorator in decorators(node):
-                if "custom_op" in ast.unparse(decorator):  # two models in one process would clash
+                # two models in one process would clash in what torch registers; backends are chosen
+                # here, an exported model is plain torch
+                if "custom_op" in ast.unparse(decorator) or self._chooses(source, decorator):
                     piece.left_out.append(decorator)
                     at = source.span(decorator)
                     piece.edits.replace((at[0] - 1, at[1] + 1))
@@ -177,6 +180,12 @@ class Bundle:
                 f"'{known_as}' is imported from {one.module} in one source and from {two.module} "
                 "in another; they cannot stand in one file"
             )
+
+    def _chooses(self, module: Module, decorator: ast.expr) -> bool:
+        """Whether a decorator gives a function other backends."""
+        made = decorator.func if isinstance(decorator, ast.Call) else decorator
+        known = module.imports.get(made.id) if isinstance(made, ast.Name) else None
+        return known is not None and (known.module, known.name) == CHOICE
 
     def _find(self, module: Module, name: str) -> tuple[str, str] | Import | None:
         """Where a name of a module is defined."""

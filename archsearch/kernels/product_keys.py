@@ -14,6 +14,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from archsearch.kernels.dispatch import op
+
+
+@op("product_keys")
+def route(score_SNK: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The pairs_NE of `best_pairs`, and before them a softmax over their sums of scores."""
+    sum_NE, pair_NE = best_pairs(score_SNK, count)
+    return sum_NE.softmax(-1), pair_NE
+
 
 def best_pairs(score_SNK: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` pairs of keys with the largest sums of scores.

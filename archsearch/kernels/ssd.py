@@ -22,17 +22,28 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from archsearch.kernels.decays import Levels, Products, products, products_grad
+from archsearch.kernels.dispatch import op
 from archsearch.kernels.precision import in_full
 
 CHUNK = 64
 """Longest chunk, a power of 2. It has no effect on values."""
 
 
+@op("ssd")
 @in_full
 def ssd(
-    x_BTHP: Tensor, dt_BTH: Tensor, a_BTH: Tensor, B_BTGN: Tensor, C_BTGN: Tensor, D_H: Tensor
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    a_BTH: Tensor,
+    B_BTGN: Tensor,
+    C_BTGN: Tensor,
+    D_H: Tensor,
+    positive: bool = True,
 ) -> Tensor:
-    """y_BTHP; every `a` in [-1, 1]. What is less exact than fp32 is computed in fp32."""
+    """y_BTHP; every `a` in [-1, 1], and above 0 if `positive`, which other backends need.
+
+    What is less exact than fp32 is computed in fp32.
+    """
     exact = torch.promote_types(x_BTHP.dtype, torch.float32)
     given = (t.to(exact) for t in (x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, D_H))
     y_BTHP: Tensor = _SSD.apply(*given)  # type: ignore[no-untyped-call]
@@ -48,9 +59,10 @@ def ssd_after(
     C_BTGN: Tensor,
     D_H: Tensor,
     S_BHPN: Tensor,
+    positive: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`ssd` that begins with a state instead of 0: y_BTHP, and the state that it ends with."""
-    y_BTHP = ssd(x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, D_H)
+    y_BTHP = ssd(x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, D_H, positive)
     exact, groups = torch.promote_types(x_BTHP.dtype, torch.float32), B_BTGN.shape[2]
     given = (x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN, S_BHPN)
     x, dt, a, B_BTGN, C_BTGN, S = (t.to(exact) for t in given)
@@ -66,7 +78,13 @@ def ssd_after(
 
 
 def ssd_ref(
-    x_BTHP: Tensor, dt_BTH: Tensor, a_BTH: Tensor, B_BTGN: Tensor, C_BTGN: Tensor, D_H: Tensor
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    a_BTH: Tensor,
+    B_BTGN: Tensor,
+    C_BTGN: Tensor,
+    D_H: Tensor,
+    positive: bool = True,
 ) -> Tensor:
     """The same, token by token."""
     shared = x_BTHP.shape[2] // B_BTGN.shape[2]

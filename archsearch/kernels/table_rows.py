@@ -22,7 +22,6 @@ Shapes: N tokens, E picks of a token, D width, R rows of the table, P = N * E pi
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +41,7 @@ class Picks:
 
     def __init__(self, row_NE: Tensor, *, sparse: bool = False) -> None:
         self.row_NE, self.sparse = row_NE, sparse
+        self._sorted: tuple[Tensor, Tensor] | None = None
 
     def sum(self, table_RD: Tensor, weight_NE: Tensor) -> Tensor:
         """The weighted sum of the rows of each token, shape (N, D)."""
@@ -51,15 +51,18 @@ class Picks:
         """The inner products of x with the rows of each token, shape (N, E)."""
         return _Dot.apply(table_RD, x_ND, self)  # type: ignore[no-untyped-call]
 
-    @cached_property
     def _by_row(self) -> tuple[Tensor, Tensor]:
-        """Picks in the order of their rows: the rows, and which picks they are."""
+        """Picks in the order of their rows: the rows, and which picks they are. Sorted once."""
+        if self._sorted is not None:
+            return self._sorted
         row_P, pick_P = self.row_NE.flatten().int().sort(stable=True)
+        if not torch.compiler.is_compiling():  # what is compiled keeps nothing, and sorts once
+            self._sorted = row_P, pick_P
         return row_P, pick_P
 
     def table_gradient(self, weight_NE: Tensor, x_ND: Tensor, table_RD: Tensor) -> Tensor:
         """For each row of the table the sum of weight * x over the tokens that picked it."""
-        row_P, pick_P = self._by_row
+        row_P, pick_P = self._by_row()
         if self.sparse:
             row_R, count_R = row_P.unique_consecutive(return_counts=True)
             begin_R = count_R.cumsum(0) - count_R
@@ -150,7 +153,7 @@ def _bag_shape(table_RD: Tensor, row_NE: Tensor, weight_NE: Tensor) -> Tensor:
 
 @dots.register_fake
 def _dots_shape(table_RD: Tensor, row_NE: Tensor, x_ND: Tensor) -> Tensor:
-    return table_RD.new_empty(row_NE.shape)
+    return x_ND.new_empty(row_NE.shape)
 
 
 @register_flop_formula([torch.ops.archsearch.bag, torch.ops.archsearch.dots])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from archsearch.block import Role, fan_in, ones, require, zeros
 from archsearch.catalogue import BlockInfo
 from archsearch.cost import Cost
-from archsearch.kernels.product_keys import best_pairs
+from archsearch.kernels.product_keys import route
 from archsearch.kernels.table_rows import Picks
 
 SPARSE_FROM = 1 << 16
@@ -75,8 +75,8 @@ class Retrieval(nn.Module):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Picks]:
         """Gates, shape (N, H * E), in the precision of x, and the rows that they weigh."""
         x_ND = x_BTD.flatten(0, -2)
-        score_HNE, row_HNE = best_pairs(self.scores(x_ND).transpose(0, 1), self.top_k)
-        gate_NHE, row_NHE = score_HNE.softmax(-1).transpose(0, 1), row_HNE.transpose(0, 1)
+        found = route(self.scores(x_ND).transpose(0, 1), self.top_k)
+        gate_NHE, row_NHE = (x_HNE.transpose(0, 1) for x_HNE in found)
         return (
             gate_NHE.flatten(1).to(x_ND.dtype),
             Picks(row_NHE.flatten(1), sparse=self.sparse),

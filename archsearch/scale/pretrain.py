@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from archsearch.errors import Diverged
+from archsearch.kernels.dispatch import merged, recorded
 from archsearch.model import Extras, Model
 from archsearch.scale import checkpoint
 from archsearch.scale.parallel import World, spread, without_exchange
@@ -121,6 +122,8 @@ class Pretraining:
         """Training loss of the first step, before it; None until then."""
         self.marks: list[Mark] = []
         self.probes = Probes()
+        self.backends: dict[str, str] = {}
+        """What computed each op, see `kernels.dispatch`."""
 
     @property
     def learning_rate(self) -> float:
@@ -208,6 +211,7 @@ class Pretraining:
             "about": about,
             "marks": [asdict(mark) for mark in self.marks],
             "probes": asdict(self.probes),
+            "backends": self.backends,
         }
         best = min(self.marks, key=lambda mark: mark.held_out).step if self.marks else None
         checkpoint.save(folder, self.model, self.optimizers, state, self.world, best)
@@ -218,6 +222,7 @@ class Pretraining:
         self.step, self.begun = state["step"], state.get("begun")
         self.marks = [Mark(**mark) for mark in state["marks"]]
         self.probes = Probes(**state["probes"])
+        self.backends = dict(state.get("backends", {}))
         for schedule in self._schedules:
             schedule.last_epoch = self.step
             for group, lr, factor in zip(
@@ -244,7 +249,9 @@ def train(
         seconds, looked = 0.0, 0
         while training.step < stop:
             began = time.perf_counter()
-            step = training.descend()
+            with recorded() as used:
+                step = training.descend()
+            training.backends = merged(training.backends, used)
             losses.append(step.loss)
             on_step(step)
             seconds += time.perf_counter() - began

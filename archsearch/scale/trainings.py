@@ -82,6 +82,8 @@ class Ended:
     """Norm of the first gradient, before it is clipped; None where the recipe clips none."""
     moved: Mapping[str, Moved] = field(default_factory=dict, hash=False)
     """What became of the weights, by kind of parameter; without those that start at 0."""
+    backends: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What computed each op, see `kernels.dispatch`."""
 
     @property
     def loss(self) -> float:
@@ -160,7 +162,8 @@ def _trained(wanted: Training, sources: tuple[str, ...], tokenizer: str, cache: 
     stability = judge(training.probes.log(), math.log(corpus.vocab))
     gradient = norms[0] if norms and math.isfinite(norms[0]) else None
     moved = _moved(model, begun)
-    return Ended(tuple(training.marks), stability, why, seconds, gradient, moved)
+    marks = tuple(training.marks)
+    return Ended(marks, stability, why, seconds, gradient, moved, training.backends)
 
 
 def _moved(model: Model, begun: Mapping[str, Tensor]) -> dict[str, Moved]:
@@ -196,6 +199,7 @@ def _read(file: Path) -> dict[str, Ended]:
                 ended["seconds"],
                 ended.get("gradient"),
                 {kind: Moved(*of) for kind, of in ended.get("moved", {}).items()},
+                ended.get("backends", {}),
             )
         except (ValueError, KeyError, TypeError):
             if number < len(lines):

@@ -293,7 +293,7 @@ class Worker:
             "tokens_per_second": round(result.tokens / max(1e-9, result.seconds)),
             **{f"accuracy/{task}": value for task, value in result.accuracies.items()},
             "scores": list(result.scores), "why": result.why, "status": result.status,
-            "memory_bytes": result.memory,
+            "memory_bytes": result.memory, "backends": result.backends,
         }  # fmt: skip
         for name, value in attrs.items():
             trial.set_user_attr(name, value)

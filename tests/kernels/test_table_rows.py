@@ -71,3 +71,27 @@ def test_the_counter_of_flops_sees_them():
         Picks(row_NE).sum(table_RD, weight_NE)
         Picks(row_NE).dot(table_RD, x_ND)
     assert counter.get_total_flops() == 2 * (2 * 40 * 6 * 8)
+
+
+def test_the_compiler_knows_their_shapes():
+    row_NE, (table_RD, weight_NE, x_ND) = drawn(40, 6, 8, 100)
+    for name, given in (("bag", weight_NE), ("dots", x_ND)):
+        operator = getattr(torch.ops.archsearch, name)
+        inputs = table_RD.detach(), row_NE, given.detach()
+        torch.library.opcheck(operator, inputs)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's
+def test_training_with_them_is_compiled_without_a_break():
+    row_NE, (table_RD, weight_NE, x_ND) = drawn(40, 6, 8, 100)
+
+    def run(table_RD, weight_NE, x_ND):
+        picks = Picks(row_NE)
+        return picks.sum(table_RD, weight_NE * picks.dot(table_RD, x_ND))
+
+    whole = torch.compile(run, backend="aot_eager", fullgraph=True)
+    given = table_RD, weight_NE, x_ND
+    for one, two in zip(
+        gradients(whole(*given), *given), gradients(run(*given), *given), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)

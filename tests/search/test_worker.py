@@ -317,3 +317,8 @@ def test_workers_die_with_the_process_that_started_them(folder):
     child.stdin.close()
     assert child.wait(timeout=20) == 1
     child.stdout.close()
+
+
+def test_the_study_knows_what_computed_each_trial(unbroken):
+    for record in opened(unbroken).records().values():
+        assert set(record.attrs["backends"].values()) <= {"torch"}

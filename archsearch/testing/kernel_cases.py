@@ -1,0 +1,193 @@
+"""What kernels are tried on: in Triton's interpreter, by its compiler, and on a GPU.
+
+An op with kernels of our own gets a `Case` here; tests and `benchmarks/gpu.py` then find it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from archsearch.kernels.backends import OPS
+from archsearch.kernels.peer import experts
+from archsearch.kernels.product_keys import route
+from archsearch.kernels.table_rows import Picks
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+"""Largest error, as a norm relative to that of the result, against torch in fp64."""
+Given = tuple[Any, ...]
+
+
+def bytes_of(given: Any) -> int:
+    """What is read if every tensor is read once."""
+    if isinstance(given, Tensor):
+        return given.numel() * given.element_size()
+    return sum(map(bytes_of, given)) if isinstance(given, tuple | list) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An op that has kernels of our own.
+
+    Sizes are `tiny` for the interpreter (at most 4 programs in a launch, a ragged tail), `compile`
+    (what the compiler specialises on as in `real`, little else), `proxy` for a search, and `real`.
+    """
+
+    plain: Callable[..., Any]
+    make: Callable[..., Given]
+    sizes: Mapping[str, Mapping[str, int]]
+    ways: tuple[str, ...]
+    """Names of the tuples in the module of kernels that hold ways to launch."""
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    ordered: Callable[[Any], Any] = lambda found: found
+    """A result in an order that all backends agree on."""
+    moved: Callable[[Given], int] = bytes_of
+    """Bytes that a forward pass moves at least, results left out where they are small."""
+
+    def given(self, size: str, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Given:
+        """Arguments; tensors of floating point need a gradient."""
+        g = Generator(device).manual_seed(seed)
+        found = self.make(g, dtype, **self.sizes[size])
+        return tuple(x.requires_grad_() if _real(x) else x for x in found)
+
+
+def _peer_bytes(given: Given) -> int:
+    """Every picked row of both tables comes from memory; x is read and y written."""
+    x_ND, _, _, gate_NE, picks, _ = given
+    rows = 2 * gate_NE.numel() * x_ND.shape[1] * x_ND.element_size()
+    return rows + 2 * bytes_of(x_ND) + bytes_of((gate_NE, picks.row_NE))
+
+
+def _peer(g: Generator, dtype: torch.dtype, N: int, D: int, R: int, E: int, sparse: int) -> Given:
+    x_ND, down_RD, up_RD = (
+        torch.randn(shape, generator=g, device=g.device, dtype=torch.float32).to(dtype)
+        for shape in ((N, D), (R, D), (R, D))
+    )
+    gate_NE = torch.rand(N, E, generator=g, device=g.device).to(dtype)
+    row_NE = torch.randint(R, (N, E), generator=g, device=g.device)
+    picks = Picks(row_NE, sparse=bool(sparse))
+    return x_ND, down_RD / D**0.5, up_RD, gate_NE, picks, "gelu"
+
+
+def _route(g: Generator, dtype: torch.dtype, N: int, H: int, K: int, E: int) -> Given:
+    score_HSNK = torch.randn(H, 2, N, K, generator=g, device=g.device).to(dtype)
+    return score_HSNK.transpose(0, 1), E
+
+
+def _by_row(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    gate_NE, row_NE = found
+    order_NE = row_NE.argsort(-1)
+    return gate_NE.gather(-1, order_NE), row_NE.gather(-1, order_NE)
+
+
+CASES: dict[str, Case] = {
+    "peer": Case(
+        experts, _peer,
+        {
+            "tiny": {"N": 3, "D": 12, "R": 4, "E": 6, "sparse": 0},
+            "compile": {"N": 2, "D": 1024, "R": 16, "E": 128, "sparse": 0},
+            "proxy": {"N": 16384, "D": 128, "R": 64**2, "E": 32, "sparse": 0},
+            "real": {"N": 8192, "D": 1024, "R": 1024**2, "E": 128, "sparse": 1},
+        },
+        ("EXPERTS", "TABLES"), moved=_peer_bytes,
+    ),
+    "product_keys": Case(
+        route, _route,
+        {
+            "tiny": {"N": 3, "H": 2, "K": 13, "E": 5},
+            "compile": {"N": 2, "H": 8, "K": 1024, "E": 16},
+            "proxy": {"N": 16384, "H": 4, "K": 64, "E": 8},
+            "real": {"N": 8192, "H": 8, "K": 1024, "E": 16},
+        },
+        ("ROUTE",), dtypes=(torch.float32,), ordered=_by_row,
+    ),
+}  # fmt: skip
+
+
+def kernels_of(op: str) -> Any:
+    """The module of the Triton kernels of an op; importing it needs Triton."""
+    return importlib.import_module(_place(op)[0])
+
+
+def triton_of(op: str) -> Callable[..., Any]:
+    """The Triton backend of an op."""
+    module, name = _place(op)
+    return getattr(importlib.import_module(module), name)
+
+
+def _place(op: str) -> tuple[str, str]:
+    place = next(b.place for b in OPS[op].backends if b.name == "triton")
+    module, _, name = place.partition(":")
+    return module, name
+
+
+def plain_of(case: Case) -> Callable[..., Any]:
+    """The function in plain torch, without a choice."""
+    return getattr(case.plain, "__wrapped__", case.plain)
+
+
+@contextmanager
+def launched(op: str, which: int) -> Iterator[dict[str, Any]]:
+    """While this lasts, launch the kernels of an op in another of their ways.
+
+    Args:
+        op: Which op.
+        which: A number below `ways(op)`; a kernel with fewer takes its last.
+    """
+    module = kernels_of(op)
+    before = {name: getattr(module, name) for name in CASES[op].ways}
+    now = {name: known[min(which, len(known) - 1)] for name, known in before.items()}
+    for name, way in now.items():
+        setattr(module, name, (way,))
+    try:
+        yield now
+    finally:
+        for name, known in before.items():
+            setattr(module, name, known)
+
+
+def ways(op: str) -> int:
+    """How many ways to launch there are."""
+    return max(len(getattr(kernels_of(op), name)) for name in CASES[op].ways)
+
+
+def found(case: Case, function: Callable[..., Any], given: Given) -> list[Tensor]:
+    """What a function returns and all its gradients, in fp64 and dense."""
+    results = case.ordered(function(*given))
+    results = results if isinstance(results, tuple) else (results,)
+    inputs = [x for x in given if _real(x)]
+    real = [x for x in results if _real(x)]
+    total: Any = sum((x.double() * _weight(x)).sum() for x in real)
+    gradients = torch.autograd.grad(total, inputs)
+    return [x.detach().to_dense().double() if _real(x) else x for x in (*results, *gradients)]
+
+
+def error(
+    case: Case, function: Callable[..., Any], plain: Callable[..., Any], given: Given
+) -> float:
+    """The largest error of values and gradients against torch in fp64 on the same numbers."""
+    exact = tuple(x.detach().double().requires_grad_() if _real(x) else x for x in given)
+    worst = 0.0
+    for one, two in zip(found(case, function, given), found(case, plain, exact), strict=True):
+        if one.dtype == torch.int64:
+            worst = max(worst, 0.0 if torch.equal(one, two) else float("inf"))
+        else:
+            scale = two.norm().clamp(min=1e-30)
+            worst = max(worst, float((one - two).norm() / scale))
+    return worst
+
+
+def _weight(x: Tensor) -> Tensor:
+    """Numbers that bfloat16 holds exactly, the same for every backend."""
+    place = torch.arange(x.numel(), device=x.device, dtype=torch.float64)
+    return ((place % 17 - 8) / 8).view(x.shape)
+
+
+def _real(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()

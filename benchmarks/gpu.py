@@ -1,0 +1,464 @@
+"""How fast are our kernels on a GPU, and are they right there?
+
+    python benchmarks/gpu.py --out benchmarks/results/gpu.json --mark
+
+One call does it all. Every way to launch every kernel of ours is compared with plain torch in fp64
+first, value and all gradients, and so is every library; what is wrong is not timed. Then ours,
+torch, `torch.compile` and the libraries are timed side by side, beside the floor: the bytes that
+must be moved over the bandwidth of a copy on this very device. A training step of a MAD trial
+(width 128, 128 tokens, 128 rows, four branches) follows, plain, compiled and with CUDA graphs, and
+how many steps several processes make on one GPU. Products of fp32 may be rounded to TF32, for all
+alike.
+
+`--mark` notes what was right in archsearch/kernels/proven.json: from then on such a kernel is taken
+unasked on that kind of GPU with that Triton. `--tiny` runs all of it on tiny sizes, without a GPU
+in Triton's interpreter; its times mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import torch
+
+GPU = torch.cuda.is_available()  # noqa: TID251 - here the device is chosen
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton
+DEVICE = "cuda" if GPU else "cpu"
+
+from archsearch.blocks.gated_deltanet import gated_delta_rule  # noqa: E402
+from archsearch.blocks.gla import gated_linear_attention  # noqa: E402
+from archsearch.blocks.rwkv7 import Heads, weighted_delta_rule  # noqa: E402
+from archsearch.errors import ModelError  # noqa: E402
+from archsearch.genome import Gene, Genome  # noqa: E402
+from archsearch.kernels.backends import OPS, Problem, version  # noqa: E402
+from archsearch.kernels.dispatch import PROVEN, architecture, choose  # noqa: E402
+from archsearch.kernels.ssd import ssd  # noqa: E402
+from archsearch.kernels.table_rows import Picks  # noqa: E402
+from archsearch.model import build  # noqa: E402
+from archsearch.testing.kernel_cases import (  # noqa: E402
+    CASES,
+    TOLERANCE,
+    Case,
+    bytes_of,
+    error,
+    launched,
+    plain_of,
+    triton_of,
+    ways,
+)
+from archsearch.train import cross_entropy, generator, optimizers  # noqa: E402
+
+PACKAGES = ("archsearch", "torch", "triton", "fla-core", "mamba-ssm")
+LIBRARIES = ("fla", "mamba_ssm")
+WORKERS = (2, 4, 8, 16)
+LOOSE = 5e-2
+"""Largest error of a library, which multiplies bfloat16 where we multiply float32."""
+MAD = {"width": 128, "time": 128, "rows": 128, "vocab": 64}
+TINY_MAD = {"width": 16, "time": 8, "rows": 2, "vocab": 16}
+
+
+def _sequences(g: torch.Generator, dtype: torch.dtype, op: str, B: int, T: int, H: int, K: int):
+    """Inputs of a recurrence with H heads of K channels, as its block makes them."""
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g, device=g.device).to(dtype)
+
+    def unit(*shape: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(normal(*shape).float(), dim=-1).to(dtype)
+
+    def share(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=g, device=g.device)
+
+    wide, heads = (B, T, H, K), (B, T, H)
+    if op == "ssd":
+        decay = (-share(*heads)).exp()
+        return normal(*wide), share(*heads), decay, normal(B, T, 1, K), unit(B, T, 1, K), normal(H)
+    if op == "gla":
+        return unit(*wide), unit(*wide), normal(*wide), -share(*wide) / 16
+    if op == "gated_deltanet":
+        return unit(*wide), unit(*wide), normal(*wide), -share(*heads), share(*heads)
+    kap = unit(*wide)
+    return (
+        unit(*wide),
+        -0.6 * share(*wide),
+        unit(*wide),
+        normal(*wide),
+        kap,
+        kap * share(*wide).to(dtype),
+    )
+
+
+def _exactly(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """In fp32 or better, as the blocks call it."""
+
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        exact = torch.promote_types(given[0].dtype, torch.float32)
+        return plain(*(x.to(exact) for x in given))
+
+    return run
+
+
+def _rwkv7(*given: torch.Tensor) -> torch.Tensor:
+    return weighted_delta_rule.__wrapped__(Heads(*given))
+
+
+def _recurrence(op: str, plain: Callable[..., Any]) -> Case:
+    def make(g: torch.Generator, dtype: torch.dtype, **sizes: int) -> tuple[Any, ...]:
+        return _sequences(g, dtype, op, **sizes)
+
+    sizes = {
+        "tiny": {"B": 1, "T": 8, "H": 2, "K": 4},
+        "proxy": {"B": 128, "T": 128, "H": 4, "K": 32},
+        "real": {"B": 8, "T": 2048, "H": 32, "K": 64},
+    }
+    return Case(_exactly(plain), make, sizes, ())
+
+
+RECURRENCES = {
+    "ssd": _recurrence("ssd", ssd.__wrapped__),
+    "gla": _recurrence("gla", gated_linear_attention.__wrapped__),
+    "gated_deltanet": _recurrence("gated_deltanet", gated_delta_rule.__wrapped__),
+    "rwkv7": _recurrence("rwkv7", _rwkv7),
+}
+
+
+@dataclasses.dataclass
+class Row:
+    """One figure, or why there is none."""
+
+    what: str
+    backend: str
+    direction: str = ""
+    microseconds: float | None = None
+    floor: float | None = None
+    error: float | None = None
+    why: str = ""
+
+
+def main() -> None:
+    """Everything, or what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--only", nargs="*", help="some ops, and `mad` and `workers`")
+    parser.add_argument("--out", type=Path, help="where to write JSON")
+    parser.add_argument("--mark", action="store_true", help="note in proven.json what is right")
+    parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.worker:
+        work(chosen.worker, TINY_MAD if chosen.tiny else MAD)
+        return
+    if not GPU and not chosen.tiny:
+        sys.exit(
+            "there is no NVIDIA GPU that torch can use here; --tiny shows that the script runs"
+        )
+    torch.set_float32_matmul_precision("high")
+    names = chosen.only or [*CASES, *RECURRENCES, "mad", "workers"]
+    about = describe(chosen.tiny)
+    print(json.dumps(about))
+    rows, proven = [], []
+    for row in parities(names, chosen.tiny):
+        show(row)
+        rows.append(row)
+    for op in (op for op in names if op in CASES):
+        mine = [r for r in rows if r.what.split()[0] == op and r.backend.startswith("triton")]
+        if mine and not any(r.why for r in mine):
+            proven.append(op)
+    wrong = {(r.what.split()[0], r.backend.split()[0].strip(",")) for r in rows if r.why}
+    for row in timings(names, chosen.tiny, wrong, about["bandwidth"]):
+        show(row)
+        rows.append(row)
+    if chosen.out:
+        told = about | {"proven": proven, "rows": [dataclasses.asdict(row) for row in rows]}
+        chosen.out.write_text(json.dumps(told, indent=1) + "\n")
+    if chosen.mark and GPU and not chosen.tiny:
+        mark(proven, about)
+
+
+def describe(tiny: bool) -> dict[str, Any]:
+    """The device, its driver, versions, and the bandwidth of a copy."""
+    count = 1 << (16 if tiny else 29)
+    one = torch.ones(count, dtype=torch.bfloat16, device=DEVICE)
+    other = torch.empty_like(one)
+    seconds = timed(lambda: other.copy_(one)) * 1e-6
+    name = torch.cuda.get_device_name() if GPU else f"{platform.machine()}, Triton's interpreter"
+    return {
+        "device": name,
+        "arch": architecture(torch.device(DEVICE, 0) if GPU else torch.device("cpu")),
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "versions": {package: version(package) for package in PACKAGES},
+        "tiny": tiny,
+        "bandwidth": 2 * bytes_of(one) / seconds,
+    }
+
+
+def _driver() -> str:
+    if not GPU:
+        return ""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def parities(names: list[str], tiny: bool) -> Iterator[Row]:
+    """The error of every way to launch and of every library."""
+    sizes = ["tiny"] if tiny else ["tiny", "proxy"]
+    for op, case in CASES.items():
+        if op not in names:
+            continue
+        for size in sizes:
+            for dtype in case.dtypes:
+                for which in range(ways(op)):
+                    with launched(op, which):
+                        label = f"triton {which}, {_word(dtype)}"
+                        given = case.given(size, dtype, DEVICE)
+                        tolerance = TOLERANCE[dtype]
+                        yield _parity(case, f"{op} {size}", label, triton_of(op), given, tolerance)
+    for op, case in RECURRENCES.items():
+        for library in LIBRARIES if op in names else ():
+            function = _library(op, library)
+            if not isinstance(function, str):
+                for dtype in case.dtypes:
+                    given = case.given(sizes[-1], dtype, DEVICE)
+                    label = f"{library}, {_word(dtype)}"
+                    yield _parity(case, f"{op} {sizes[-1]}", label, function, given, LOOSE)
+            elif function:
+                yield Row(f"{op} {sizes[-1]}", library, why=function)
+
+
+def _parity(
+    case: Case, what: str, backend: str, function: Callable[..., Any], given: Any, tolerance: float
+) -> Row:
+    row = Row(what, backend)
+    try:
+        row.error = error(case, function, plain_of(case), given)
+    except Exception as broken:  # noqa: BLE001 - a kernel that fails is a result
+        row.why = _line(broken)
+    else:
+        if not row.error < tolerance:
+            row.why = f"wrong: error {row.error:.1e}, at most {tolerance:.0e}"
+    return row
+
+
+def _library(op: str, library: str) -> Callable[..., Any] | str:
+    """The adapter of a library, or why there is none; empty for a kernel that it lacks."""
+    if library not in [b.name for b in OPS[op].backends]:
+        return ""
+    there = architecture(torch.device(DEVICE, 0)) if GPU else ""
+    problem = Problem(DEVICE, there, torch.bfloat16, OPS[op].example)
+    try:
+        function = choose(op, problem, library).function
+    except ModelError as broken:
+        return _line(broken)
+    assert function is not None
+    return (lambda *given: function(Heads(*given))) if op == "rwkv7" else function
+
+
+def timings(
+    names: list[str], tiny: bool, wrong: set[tuple[str, str]], bandwidth: float
+) -> Iterator[Row]:
+    """What is right, timed."""
+    for op, case in {**CASES, **RECURRENCES}.items():
+        for size in () if op not in names else ("tiny",) if tiny else ("proxy", "real"):
+            for dtype in case.dtypes[-1:] if tiny else case.dtypes:
+                given = case.given(size, dtype, DEVICE)
+                for backend, function, way in _functions(op, case, tiny):
+                    if (op, backend.split()[0]) not in wrong:
+                        with way:
+                            label = f"{op} {size}, {_word(dtype)}"
+                            yield from _timed(case, label, backend, function, given, bandwidth)
+    if "mad" in names:
+        yield from steps(tiny)
+    if "workers" in names:
+        yield from crowds(tiny)
+
+
+def _functions(
+    op: str, case: Case, tiny: bool
+) -> Iterator[tuple[str, Callable[..., Any], AbstractContextManager[Any]]]:
+    """Every backend of an op that is there, and how to launch it."""
+    yield "torch", plain_of(case), nullcontext()
+    if op in CASES or not tiny:
+        compiled = torch.compile(plain_of(case), backend="eager" if tiny else "inductor")
+        yield "compile", compiled, nullcontext()
+    for library in LIBRARIES if op in RECURRENCES else ():
+        function = _library(op, library)
+        if not isinstance(function, str):
+            yield library, function, nullcontext()
+    for which in range(1 if tiny else ways(op)) if op in CASES else ():
+        yield f"triton {which}", triton_of(op), launched(op, which)
+
+
+def _timed(
+    case: Case,
+    what: str,
+    backend: str,
+    function: Callable[..., Any],
+    given: tuple[Any, ...],
+    bandwidth: float,
+) -> Iterator[Row]:
+    """Forward, then forward and backward."""
+    inputs = [x for x in given if isinstance(x, torch.Tensor) and x.is_floating_point()]
+
+    def fresh() -> list[Any]:
+        """Without what an earlier call has sorted."""
+        return [Picks(x.row_NE, sparse=x.sparse) if isinstance(x, Picks) else x for x in given]
+
+    def forward() -> None:
+        with torch.no_grad():
+            function(*fresh())
+
+    def both() -> None:
+        found = function(*fresh())
+        first = found[0] if isinstance(found, tuple) else found
+        torch.autograd.grad(first, inputs, torch.ones_like(first), allow_unused=True)
+
+    floor = case.moved(given) / bandwidth * 1e6
+    for direction, run in (("forward", forward), ("both", both)):
+        row = Row(what, backend, direction, floor=floor if direction == "forward" else None)
+        try:
+            row.microseconds = timed(run)
+        except Exception as broken:  # noqa: BLE001
+            row.why = _line(broken)
+        yield row
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Microseconds of a call: the median of many on a GPU, of one elsewhere."""
+    if GPU:
+        from triton.testing import do_bench
+
+        return 1e3 * do_bench(run, warmup=100, rep=400, return_mode="median")
+    began = time.perf_counter()
+    run()
+    return 1e6 * (time.perf_counter() - began)
+
+
+class Step:
+    """A training step of a MAD trial on rows that stay the same."""
+
+    def __init__(self, sizes: dict[str, int], wrap: Callable[[Any], Any] = lambda model: model):
+        from archsearch.sections import Recipe
+
+        genes = Gene.of("mamba2", head_dim=sizes["width"] // 4), Gene.of("swiglu")
+        genes += Gene.of("attention", heads=4), Gene.of("swiglu")
+        genome = Genome(sizes["width"], genes)
+        model = build(genome, sizes["vocab"], generator=generator("gpu", "start")).to(DEVICE)
+        self.run, self.model = wrap(model), model
+        self.optimizers = optimizers(model, Recipe(steps=1, batch=sizes["rows"]))
+        shape = sizes["rows"], sizes["time"] + 1
+        rows_BT = torch.randint(sizes["vocab"], shape, generator=generator("gpu", "rows"))
+        self.inputs_BT, self.targets_BT = (x.to(DEVICE) for x in (rows_BT[:, :-1], rows_BT[:, 1:]))
+
+    def __call__(self) -> None:
+        loss = cross_entropy(self.run(self.inputs_BT), self.targets_BT)
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def steps(tiny: bool) -> Iterator[Row]:
+    """A step, plain, compiled, and with CUDA graphs."""
+    sizes = TINY_MAD if tiny else MAD
+    graphs = {"backend": "eager"} if tiny else {"mode": "reduce-overhead"}
+    compiled = {"backend": "eager"} if tiny else {}
+    options: dict[str, dict[str, Any] | None] = {
+        "torch": None, "compile": compiled, "CUDA graphs": graphs
+    }  # fmt: skip
+    for name, how in options.items():
+        row = Row("MAD step", name, "both")
+        try:
+            step = Step(sizes) if how is None else Step(sizes, lambda m: torch.compile(m, **how))  # noqa: B023
+            row.microseconds = timed(step)
+        except Exception as broken:  # noqa: BLE001
+            row.why = _line(broken)
+        torch.compiler.reset()
+        yield row
+
+
+def crowds(tiny: bool) -> Iterator[Row]:
+    """Microseconds of a step when several processes share the device, all of them together."""
+    seconds = 0.2 if tiny else 10.0
+    for count in (2,) if tiny else (1, *WORKERS):
+        command = [sys.executable, __file__, "--worker", str(seconds), *["--tiny"] * tiny]
+        pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        workers = [subprocess.Popen(command, **pipe) for _ in range(count)]
+        for worker in workers:  # all are warm before one begins
+            worker.stdout.readline()
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        rates = [float(worker.communicate()[0] or "nan") for worker in workers]
+        row = Row(f"MAD steps, {count} at a time", "torch", "both")
+        row.microseconds = 1e6 / sum(rates)
+        yield row
+
+
+def work(seconds: float, sizes: dict[str, int]) -> None:
+    """Warm up, say so, wait for a line, and print steps per second."""
+    step, done = Step(sizes), 0
+    for _ in range(3):
+        step()
+    _wait()
+    print("warm", flush=True)
+    sys.stdin.readline()
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        step()
+        done += 1
+        if done % 16 == 0:
+            _wait()
+    _wait()
+    print(done / (time.perf_counter() - began))
+
+
+def _wait() -> None:
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def show(row: Row) -> None:
+    """One line."""
+    parts = [f"{row.what:<31} {row.backend:<18} {row.direction:<7}"]
+    if row.microseconds is not None:
+        parts.append(f"{row.microseconds:>9.1f} us")
+    if row.microseconds is not None and row.floor is not None:
+        parts.append(f"{row.microseconds / row.floor:>6.1f} floors")
+    if row.error is not None:
+        parts.append(f"error {row.error:.1e}")
+    print(" ".join([*parts, row.why]).rstrip(), flush=True)
+
+
+def mark(proven: list[str], about: dict[str, Any]) -> None:
+    """Note for which GPU and Triton kernels of ours are right."""
+    known = json.loads(PROVEN.read_text())
+    for op in proven:
+        entry = {"op": op, "triton": about["versions"]["triton"], "arch": about["arch"]}
+        known += [entry] if entry not in known else []
+    PROVEN.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _line(broken: Exception) -> str:
+    text = str(broken).strip().split("\n")[0][:200]
+    return f"{type(broken).__name__}: {text}" if not isinstance(broken, ModelError) else text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The adapters say to a library what our op says: its own references compute the same."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from archsearch.blocks.gated_deltanet import gated_delta_rule
+from archsearch.blocks.gla import gated_linear_attention
+from archsearch.blocks.rwkv7 import Heads, weighted_delta_rule
+from archsearch.kernels.ssd import ssd
+
+
+@pytest.fixture(scope="module")
+def fla():
+    """The adapters, with fla's readable references in place of its kernels."""
+    pytest.importorskip("fla", reason="fla-core is not installed")
+    from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
+    from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
+    from fla.ops.gla.naive import naive_recurrent_gla
+    from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
+
+    from archsearch.kernels import _fla
+
+    def dplr(r, w, k, v, a, b, scale):
+        heads_first = (x.transpose(1, 2) for x in (r * r.shape[-1] ** 0.5, k, v, a, b, w))
+        y_BHTV, _ = dplr_recurrence(*heads_first)
+        return (y_BHTV.transpose(1, 2),)
+
+    def gla(q, k, v, g, scale):
+        return naive_recurrent_gla(q * q.shape[-1] ** 0.5, k, v, g)
+
+    def delta(q, k, v, g, beta, scale):
+        repeat = v.shape[2] // q.shape[2]
+        q, k = (x.repeat_interleave(repeat, 2) for x in (q, k))
+        return naive_recurrent_gated_delta_rule(q, k, v, beta, g, scale=scale)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_fla, "chunk_simple_gla", naive_recurrent_simple_gla)
+        patch.setattr(_fla, "chunk_gla", gla)
+        patch.setattr(_fla, "chunk_gated_delta_rule", delta)
+        patch.setattr(_fla, "chunk_rwkv7", dplr)
+        yield _fla
+
+
+def drawn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def selective():
+    a_BTH = torch.sigmoid(drawn(2, 13, 4))
+    x, dt, B, C = drawn(2, 13, 4, 8), drawn(2, 13, 4).abs(), drawn(2, 13, 2, 5), drawn(2, 13, 2, 6)
+    return x, dt, a_BTH, B, C[..., :5], drawn(4)
+
+
+def close(found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_simple_gated_linear_attention_is_ssd(fla):
+    given = selective()
+    close(fla.ssd(*given), ssd(*given))
+    with pytest.raises(AssertionError):
+        close(fla.ssd(*given[:-1], 2 * given[-1]), ssd(*given))
+
+
+def test_gated_linear_attention_is_ours(fla):
+    given = (
+        drawn(2, 13, 3, 8),
+        drawn(2, 13, 3, 8) / 3,
+        drawn(2, 13, 3, 7),
+        -drawn(2, 13, 3, 8).abs(),
+    )
+    close(fla.gla(*given), gated_linear_attention(*given))
+
+
+def test_the_gated_delta_rule_is_ours_also_with_value_heads_that_share_a_key(fla):
+    k_BTGK = torch.nn.functional.normalize(drawn(2, 13, 2, 8), dim=-1)
+    given = drawn(2, 13, 2, 8), k_BTGK, drawn(2, 13, 4, 7), -drawn(2, 13, 4).abs()
+    beta_BTH = 2 * torch.sigmoid(drawn(2, 13, 4))
+    close(fla.gated_deltanet(*given, beta_BTH), gated_delta_rule(*given, beta_BTH))
+
+
+def test_the_delta_rule_of_rwkv7_is_ours(fla):
+    kap = torch.nn.functional.normalize(drawn(2, 13, 3, 8), dim=-1)
+    share, log_w = torch.sigmoid(drawn(2, 13, 3, 8)), -0.6 * torch.sigmoid(drawn(2, 13, 3, 8))
+    heads = Heads(drawn(2, 13, 3, 8), log_w, drawn(2, 13, 3, 8) / 3, drawn(2, 13, 3, 8), kap,
+                  kap * share)  # fmt: skip
+    close(fla.rwkv7(heads), weighted_delta_rule(heads))
+
+
+def test_rates_of_decay_say_to_mamba_ssm_what_decays_say_to_us(monkeypatch):
+    """With its scan written out: the package cannot be imported without a GPU."""
+
+    def scan(x, dt, A, B, C, chunk_size):
+        return ssd(x, dt, (dt * A).exp(), B, C, torch.zeros(x.shape[2]))
+
+    parts = ["mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton"]
+    for name in (*parts, "mamba_ssm.ops.triton.ssd_combined"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["mamba_ssm.ops.triton.ssd_combined"].mamba_chunk_scan_combined = scan
+    monkeypatch.delitem(sys.modules, "archsearch.kernels._mamba_ssm", raising=False)
+    from archsearch.kernels._mamba_ssm import ssd as theirs
+
+    given = [*selective()]
+    close(theirs(*given), ssd(*given))
+    given[2] = torch.ones_like(given[2])  # no decay at all
+    close(theirs(*given), ssd(*given))
+    monkeypatch.delitem(sys.modules, "archsearch.kernels._mamba_ssm")
