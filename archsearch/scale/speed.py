@@ -19,6 +19,8 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090":
 """Dense bf16 operations per second (data sheets), by a part of the name of a device."""
 SIDE = 1024
 """Of the square matrices that are multiplied on a device that is not listed."""
+TRIES = 20
+"""Products that are timed; the quickest counts, as other programs may use the machine too."""
 AFFORDED = 2e11
 """Operations of a sequence up to which the model itself is timed, not one of the base width."""
 ENOUGH = 2.0
@@ -33,7 +35,7 @@ def peak(device: torch.device) -> float:
             if part in name:
                 return listed
     a = torch.ones(SIDE, SIDE, device=device)
-    return max(2 * SIDE**3 / _seconds(a) for _ in range(3))
+    return max(2 * SIDE**3 / _seconds(a) for _ in range(TRIES))
 
 
 def _seconds(a: Tensor) -> float:
