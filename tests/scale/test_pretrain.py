@@ -12,6 +12,7 @@ import torch
 
 from archsearch.errors import Diverged, RunError
 from archsearch.genome import Gene, Genome
+from archsearch.kernels.dispatch import using
 from archsearch.model import build
 from archsearch.mup import Base
 from archsearch.scale import checkpoint
@@ -234,3 +235,17 @@ def test_a_process_that_no_launcher_started_is_a_world_of_one():
     with join_world() as world:
         assert (world.first, world.size) == (True, 1)
         assert world.mean(torch.tensor(2.0)) == 2
+
+
+def test_a_training_and_its_checkpoints_say_what_computed_each_op(corpus, tmp_path):
+    training = pretraining(corpus)
+    train(training, on_mark=lambda mark: training.save(tmp_path, {}))
+    _, state = checkpoint.latest(tmp_path)
+    every = {"ssd": "torch", "peer": "torch", "product_keys": "torch"}
+    assert training.backends == state["backends"] == every
+    with using("ssd:reference"):
+        other = pretraining(corpus)
+        other.restore(*checkpoint.latest(tmp_path))
+        other.recipe = other.recipe.model_copy(update={"steps": 13})
+        train(other)
+    assert other.backends == {**every, "ssd": "reference+torch"}
