@@ -46,7 +46,7 @@ def test_scores_are_inner_products_that_are_not_rounded_to_the_type_of_x(dtype):
 
 def test_only_the_predictor_learns_from_scores():
     given = drawn(2, 3, 5), drawn(1, 5), drawn(1, 5), drawn(1)
-    score_BT, logit_BT = route(*given)
+    _, logit_BT = route(*given)
     x, router, predictor, bias = torch.autograd.grad(logit_BT.sum(), given, allow_unused=True)
     assert x is router is None
     torch.testing.assert_close(predictor, given[0].detach().sum((0, 1))[None])
