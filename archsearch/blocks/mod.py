@@ -11,7 +11,7 @@ gradient flows, whether t is in S (section 3.5); outside training, t goes throug
 predictor says so. Nothing bounds how many tokens it lets through, so the decode state has room for
 all of them.
 
-Shapes: B batch, T time, K chosen tokens, D model width.
+Shapes: B batch, T time, K chosen tokens of a sequence and N of the batch, D model width, R tokens.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from archsearch.block import Ctx, Role, State, fan_in_times, zeros
 from archsearch.cost import Cost, Held
 from archsearch.dims import choice, real
+from archsearch.kernels.mod import put, route, take
 from archsearch.wrapper import Inner, Wrapper
 
 PREDICTOR_LOSS = 0.01
@@ -87,14 +88,8 @@ class MoD(Wrapper, name="mod", kind="wrapper", paper="2404.02258", causal=False,
         return y_BD, {"count": count_B + enters_B, **state}
 
     def _choices(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The router's score without gradient, and the predictor's logit, which x gets none from.
-
-        In fp32 at least: rounding must not choose.
-        """
-        exact = torch.promote_types(x.dtype, torch.float32)
-        weight_2D = torch.cat((self.router.weight.detach(), self.predictor.weight)).to(exact)
-        score, logit = F.linear(x.detach().to(exact), weight_2D).unbind(-1)
-        return score, logit + self.predictor.bias.to(exact)
+        """The router's score, without gradient, and the logit of the predictor."""
+        return route(x, self.router.weight, self.predictor.weight, self.predictor.bias)
 
     def _gate(self, x: Tensor) -> Tensor:
         """What the output for x is multiplied with."""
@@ -119,23 +114,20 @@ class MoD(Wrapper, name="mod", kind="wrapper", paper="2404.02258", causal=False,
         """The chosen tokens go through what the block holds, those of `real_BK`; others are 0."""
         batch, time = x_BTD.shape[:2]
         row_B1 = torch.arange(batch, device=x_BTD.device)[:, None] * time
-        flat_N = (index_BK + row_B1).flatten()
-
-        def pick(all_BTD: Tensor) -> Tensor:
-            return all_BTD.flatten(0, 1).index_select(0, flat_N).unflatten(0, (batch, -1))
-
+        row_N = (index_BK + row_B1).flatten()
         if isinstance(ctx.position, Tensor):
             position = ctx.position.expand(batch, -1).gather(1, index_BK)
         else:
             position = index_BK + ctx.position
-        own = dataclasses.replace(ctx, embedding=pick(ctx.embedding), position=position)
-        chosen_BKD = pick(x_BTD)
-        gate_BK = self._gate(chosen_BKD)
+        embedding_ND, x_ND = (take(t.flatten(0, 1), row_N) for t in (ctx.embedding, x_BTD))
+        embedding_BKD, x_BKD = (t.unflatten(0, (batch, -1)) for t in (embedding_ND, x_ND))
+        gate_BK = self._gate(x_BKD)
         if real_BK is not None:
             gate_BK = gate_BK * real_BK
-        y_BKD = (self.inner(chosen_BKD, own) - chosen_BKD) * gate_BK[..., None].to(x_BTD)
-        y_ND = torch.zeros_like(x_BTD).flatten(0, 1).index_add_(0, flat_N, y_BKD.flatten(0, 1))
-        return y_ND.view_as(x_BTD)
+        own = dataclasses.replace(ctx, embedding=embedding_BKD, position=position)
+        y_ND = self.inner(x_BKD, own).flatten(0, 1)
+        y_RD = put(y_ND, x_ND, gate_BK.flatten(), row_N, batch * time)
+        return y_RD.view_as(x_BTD)
 
     def oracle(self, x_BTD: Tensor, ctx: Ctx) -> Tensor:
         batch, time, _ = x_BTD.shape

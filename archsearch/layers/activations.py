@@ -12,13 +12,12 @@ rational  P(x) / (1 + |A(x)|) of degrees 5 and 4 (Molina et al. 2019, arXiv 1907
 Both start as SiLU or GELU. A feed-forward takes `activation(...)` as its module `act`, the roles
 `learnable_roles("act")` and the parameters that `activation_params(...)` counts.
 
-Shapes: N tokens, F channels, C basis functions, M cells, G groups.
+Shapes: N tokens, F channels, C basis functions, G groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -28,11 +27,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from archsearch.block import Init, Role
+from archsearch.kernels.spline import ORDER, cox_de_boor, spline, spline_ref
 
 Start = Literal["silu", "gelu"]
 STARTS: dict[Start, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
-ORDER, REACH = 3, 6.0
-"""Degree and half width of the grid of `spline`."""
+REACH = 6.0
+"""Half width of the grid of `spline`."""
 DEGREES = 5, 4
 """Degrees of the numerator and the denominator of `rational`."""
 MINIMAX = {
@@ -71,79 +71,20 @@ def learnable_roles(module: str, start: Start = "silu") -> dict[str, Role]:
     }
 
 
-def cox_de_boor(x: Tensor, grid: int, order: int, reach: float) -> list[Tensor]:
-    """Every B-spline of a uniform grid over [-reach, reach] at x, by the recursion: slow.
-
-    Source: de Boor 2001, A Practical Guide to Splines, chapter IX, eq. 14 and 15.
-    """
-    h = 2 * reach / grid
-    knots = [h * j - reach for j in range(-order, grid + order + 1)]
-    b = [((x >= low) & (x < high)).to(x.dtype) for low, high in pairwise(knots)]
-    for k in range(1, order + 1):
-        b = [
-            (x - knots[c]) / (knots[c + k] - knots[c]) * b[c]
-            + (knots[c + k + 1] - x) / (knots[c + k + 1] - knots[c + 1]) * b[c + 1]
-            for c in range(len(b) - 1)
-        ]
-    return b
-
-
 class Spline(nn.Module):
     """A cubic B-spline of its own for each channel."""
 
     def __init__(self, channels: int, grid: int) -> None:
         super().__init__()
-        self.grid = grid
         self.coefficients = nn.Parameter(torch.empty(channels, grid + ORDER))
 
     def forward(self, x: Tensor) -> Tensor:
         """x_F, any leading axes, computed in float32 or better."""
-        wide = _wide(x)
-        # the four splines of a cell as one cubic in the place u inside it; cells beyond are 0
-        w_FC = F.pad(self.coefficients.to(wide.dtype), (ORDER, ORDER))
-        cells = w_FC.shape[1] - ORDER
-        w0, w1, w2, w3 = (w_FC[:, j : j + cells] for j in range(ORDER + 1))
-        p_4FM = torch.stack((
-            (w0 + 4 * w1 + w2) / 6, (w2 - w0) / 2, (w0 - 2 * w1 + w2) / 2,
-            (w3 - w0 + 3 * (w1 - w2)) / 6,
-        ))  # fmt: skip
-        apply: Any = _Cubic.apply
-        y_NF: Tensor = apply(wide.reshape(-1, x.shape[-1]), p_4FM, self.grid)
-        return y_NF.view(x.shape).to(x.dtype)
+        return spline(x, self.coefficients, REACH)
 
     def oracle(self, x: Tensor) -> Tensor:
         """The same, one basis function after the other."""
-        basis = cox_de_boor(x, self.grid, ORDER, REACH)
-        return sum((w * b for w, b in zip(self.coefficients.T, basis, strict=True)), x * 0)
-
-
-class _Cubic(Function):
-    """Cubics by cell: channel f has in cell m the value p[0, f, m] + p[1, f, m] u + ..."""
-
-    @staticmethod
-    def forward(ctx: Any, x_NF: Tensor, p_4FM: Tensor, grid: int) -> Tensor:
-        ctx.per_unit, cells = grid / (2 * REACH), p_4FM.shape[2]
-        t_NF = ((x_NF + REACH) * ctx.per_unit).add_(ORDER).clamp_(0, cells)
-        m_NF = t_NF.floor().clamp_(max=cells - 1).nan_to_num_()
-        u_NF = t_NF.sub_(m_NF)
-        first_F = torch.arange(x_NF.shape[1], device=x_NF.device) * cells
-        at = m_NF.long().add_(first_F).flatten()
-        p0, p1, p2, p3 = (p.flatten().index_select(0, at).view_as(u_NF) for p in p_4FM)
-        slope_NF = torch.addcmul(2 * p2, p3, u_NF, value=3).mul_(u_NF).add_(p1)
-        ctx.save_for_backward(at, u_NF, slope_NF)
-        ctx.shape = p_4FM.shape
-        return p3.mul_(u_NF).add_(p2).mul_(u_NF).add_(p1).mul_(u_NF).add_(p0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_NF: Tensor) -> tuple[Tensor, Tensor, None]:
-        at, u_NF, slope_NF = ctx.saved_tensors
-        g_4FM, r_NF = g_NF.new_zeros(ctx.shape), g_NF.clone()
-        for power, g_FM in enumerate(g_4FM):
-            if power:
-                r_NF.mul_(u_NF)
-            g_FM.view(-1).index_add_(0, at, r_NF.view(-1))
-        return (slope_NF * g_NF).mul_(ctx.per_unit), g_4FM, None
+        return spline_ref(x, self.coefficients, REACH)
 
 
 class Rational(nn.Module):

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from archsearch.block import Ctx
-from archsearch.blocks.kan import KAN, KANLayer, features
-from archsearch.layers.activations import cox_de_boor
+from archsearch.blocks.kan import KAN, KANLayer
+from archsearch.kernels.spline import cox_de_boor
+from archsearch.kernels.spline_features import features
 from archsearch.testing.blocks import Case
 
 GRIDS = [
@@ -129,7 +130,7 @@ def test_tiles_do_not_show(monkeypatch):
     x_NI = torch.randn(50, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x_NI.requires_grad_()
     whole = [y := layer(x_NI), *torch.autograd.grad(y.sum(), x_NI)]
-    monkeypatch.setattr("archsearch.blocks.kan.TILE", 7 * 9 * 4)
+    monkeypatch.setattr("archsearch.kernels.spline_features.TILE", 7 * 9 * 4)
     tiled = [y := layer(x_NI), *torch.autograd.grad(y.sum(), x_NI)]
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(whole, tiled, strict=True))
 

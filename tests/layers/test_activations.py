@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 from archsearch.block import BlockError, init_weights
 from archsearch.blocks.swiglu import SwiGLU
+from archsearch.kernels.spline import cox_de_boor
 from archsearch.layers.activations import (
     Rational,
     Spline,
     activation,
     activation_params,
-    cox_de_boor,
     learnable_roles,
 )
 from archsearch.testing.blocks import Case
