@@ -211,4 +211,19 @@ OPS: dict[str, Op] = {
         {"x_ND": 1024, "act": "gelu"},
         (Backend("triton", f"{HERE}._peer_triton:experts", _triton, _wide),),
     ),
+    "spline": Op(
+        "B-spline in place of a nonlinearity",
+        {"x": 4096, "w_FC": 15, "reach": 6.0},
+        (Backend("triton", f"{HERE}._spline_triton:spline", _triton),),
+    ),
+    "kan_features": Op(
+        "B-splines of KAN",
+        {"x": 1024, "grid": 8, "order": 3, "reach": 3.0},
+        (Backend("triton", f"{HERE}._spline_triton:features", _triton),),
+    ),
+    "mod": Op(
+        "putting tokens back in Mixture-of-Depths",
+        {"y_ND": 1024, "x_ND": 1024, "gate_N": 1024, "row_N": 1024, "rows": 8192},
+        (Backend("triton", f"{HERE}._mod_triton:put", _triton),),
+    ),
 }  # fmt: skip

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from archsearch.kernels.dispatch import op
+
 
 def route(
     x: Tensor, router_1D: Tensor, predictor_1D: Tensor, bias_1: Tensor
@@ -28,6 +30,7 @@ def take(x_RD: Tensor, row_N: Tensor) -> Tensor:
     return x_RD.index_select(0, row_N)
 
 
+@op("mod")
 def put(y_ND: Tensor, x_ND: Tensor, gate_N: Tensor, row_N: Tensor, rows: int) -> Tensor:
     """(y - x) * gate where the rows were taken from, at most one to a row, and 0 elsewhere."""
     change_ND = (y_ND - x_ND) * gate_N[:, None].to(x_ND)

@@ -17,10 +17,13 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from archsearch.kernels.dispatch import op
+
 ORDER = 3
 """Degree of the pieces; a channel has as many coefficients more than the grid has cells."""
 
 
+@op("spline")
 def spline(x: Tensor, w_FC: Tensor, reach: float) -> Tensor:
     """x_F to y_F, any leading axes. Computed in float32 or better, returned in the type of x.
 

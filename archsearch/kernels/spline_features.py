@@ -21,12 +21,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from archsearch.kernels.dispatch import op
 from archsearch.kernels.spline import cox_de_boor
 
 TILE = 1 << 16
 """Numbers worked on at once: the temporaries of a tile stay in the cache of a core."""
 
 
+@op("kan_features")
 def features(x: Tensor, grid: int, order: int, reach: float) -> Tensor:
     """silu(x) and every B-spline at x: x_I becomes f_CI, with C = 1 + grid + order.
 

@@ -15,8 +15,11 @@ import torch
 from torch import Generator, Tensor
 
 from archsearch.kernels.backends import OPS
+from archsearch.kernels.mod import put
 from archsearch.kernels.peer import experts
 from archsearch.kernels.product_keys import route
+from archsearch.kernels.spline import ORDER, spline
+from archsearch.kernels.spline_features import features
 from archsearch.kernels.table_rows import Picks
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -86,6 +89,37 @@ def _by_row(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return gate_NE.gather(-1, order_NE), row_NE.gather(-1, order_NE)
 
 
+def _spline(g: Generator, dtype: torch.dtype, N: int, F: int, grid: int) -> Given:
+    x_NF = torch.randn(N, F, generator=g, device=g.device) * 3
+    w_FC = torch.randn(F, grid + ORDER, generator=g, device=g.device)
+    return x_NF.to(dtype), w_FC.to(dtype), 6.0
+
+
+def _twice_x(given: Given) -> int:
+    """X is read and y written."""
+    return 2 * bytes_of(given[0])
+
+
+def _kan_features(g: Generator, dtype: torch.dtype, N: int, F: int, grid: int) -> Given:
+    x_NI = torch.randn(N, F, generator=g, device=g.device) * 2
+    return x_NI.to(dtype), grid, 3, 3.0
+
+
+def _features_bytes(given: Given) -> int:
+    """X is read, and as many functions of it are written."""
+    x_NI, grid, order, _ = given
+    return (2 + grid + order) * bytes_of(x_NI)
+
+
+def _put(g: Generator, dtype: torch.dtype, N: int, D: int, R: int) -> Given:
+    y_ND, x_ND = (torch.randn(N, D, generator=g, device=g.device).to(dtype) for _ in range(2))
+    gate_N = torch.rand(N, generator=g, device=g.device).to(
+        torch.promote_types(dtype, torch.float32)
+    )
+    row_N = torch.randperm(R, generator=g, device=g.device)[:N].sort().values
+    return y_ND, x_ND, gate_N, row_N, R
+
+
 CASES: dict[str, Case] = {
     "peer": Case(
         experts, _peer,
@@ -106,6 +140,36 @@ CASES: dict[str, Case] = {
             "real": {"N": 8192, "H": 8, "K": 1024, "E": 16},
         },
         ("ROUTE",), dtypes=(torch.float32,), ordered=_by_row,
+    ),
+    "spline": Case(
+        spline, _spline,
+        {
+            "tiny": {"N": 70, "F": 70, "grid": 12},
+            "compile": {"N": 64, "F": 1024, "grid": 12},
+            "proxy": {"N": 16384, "F": 256, "grid": 8},
+            "real": {"N": 8192, "F": 1024, "grid": 8},
+        },
+        ("FORWARD", "BACKWARD"), moved=_twice_x,
+    ),
+    "kan_features": Case(
+        features, _kan_features,
+        {
+            "tiny": {"N": 10, "F": 130, "grid": 5},
+            "compile": {"N": 16, "F": 1024, "grid": 8},
+            "proxy": {"N": 16384, "F": 128, "grid": 4},
+            "real": {"N": 8192, "F": 1024, "grid": 8},
+        },
+        ("FEATURES",), moved=_features_bytes,
+    ),
+    "mod": Case(
+        put, _put,
+        {
+            "tiny": {"N": 20, "D": 130, "R": 40},
+            "compile": {"N": 16, "D": 1024, "R": 128},
+            "proxy": {"N": 2048, "D": 128, "R": 16384},
+            "real": {"N": 1024, "D": 1024, "R": 8192},
+        },
+        ("TILES",),
     ),
 }  # fmt: skip
 

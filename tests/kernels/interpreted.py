@@ -100,6 +100,11 @@ def test_the_operators_keep_what_they_promise_to_torch():
     torch.library.opcheck(torch.ops.archsearch.peer_triton, given)
     score, count = CASES["product_keys"].given("tiny", torch.float32)
     torch.library.opcheck(torch.ops.archsearch.product_keys_triton, (score, count))
+    given = CASES["mod"].given("tiny", torch.float32)
+    torch.library.opcheck(torch.ops.archsearch.mod_put, given)
+    d_RD = drawn(given[-1], given[0].shape[1])
+    plain = (x.detach() for x in given[:4])
+    torch.library.opcheck(torch.ops.archsearch.mod_put_backward, (d_RD, *plain))
 
 
 def test_gradients_are_those_of_finite_differences():

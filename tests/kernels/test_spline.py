@@ -1,9 +1,3 @@
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -54,14 +48,3 @@ def test_gradients_are_those_of_finite_differences():
     x_NF, w_FC = drawn(6, 4, scale=2), drawn(4, 9)
     assert torch.autograd.gradcheck(lambda x, w: spline(x, w, 2.0), (x_NF, w_FC), atol=1e-6)
     assert torch.autograd.gradcheck(lambda x: features(x, 4, 3, 2.0), x_NF, atol=1e-7)
-
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-def test_in_the_interpreter_the_kernels_are_right():
-    """In a process of its own: Triton asks at its first import whether it interprets."""
-    command = [sys.executable, "-m", "pytest", "-q", "tests/kernels/interpreted_spline.py"]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"

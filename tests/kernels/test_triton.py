@@ -27,7 +27,8 @@ def child(*command, **environment):
 
 
 def test_in_the_interpreter_every_kernel_is_right():
-    told = child("-m", "pytest", "-q", "tests/kernels/interpreted.py", TRITON_INTERPRET="1")
+    files = "tests/kernels/interpreted.py", "tests/kernels/interpreted_spline.py"
+    told = child("-m", "pytest", "-q", *files, TRITON_INTERPRET="1")
     assert " passed" in told
     assert " failed" not in told
 
