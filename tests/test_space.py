@@ -65,7 +65,7 @@ def test_every_member_is_found_again(experiment):
             assert frozenset(found.items()) in every
 
 
-@some
+@settings(some, max_examples=30)
 @given(spaces(most=60), spaces(most=60), genomes(most=3), st.data())
 def test_located_are_members_and_no_others(experiment, other, foreign, data):
     space = experiment.space

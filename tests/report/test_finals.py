@@ -97,7 +97,7 @@ def start(*args, cwd):
 
 
 def test_finals_that_were_stopped_go_on_with_those_that_are_left(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 8", "steps: 200"))
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 8", "steps: 100"))
     args = ("tiny.yaml", "--workers", "1", "--trials", "3")
     run = start(*args, cwd=tmp_path)
     for line in run.stdout:
@@ -166,6 +166,7 @@ def test_what_is_random_anyway_needs_no_control(finished, tmp_path):
     assert "random" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_control_is_a_random_search_of_the_same_size_and_is_judged(tmp_path):
     (tmp_path / "large.yaml").write_text(LARGE)
     few = ("--set", "search.finalists=2", "--set", "search.final_seeds=2")

@@ -125,6 +125,7 @@ def test_before_its_warm_up_the_model_is_not_asked():
     assert by_model[first:] != at_random[first:]
 
 
+@pytest.mark.slow
 def test_the_model_finds_better_ones_than_chance():
     trials, first = 40, WARMUP + LAG
 

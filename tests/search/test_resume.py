@@ -123,7 +123,9 @@ def running(folder, workers, until):
 TPE = LARGE.replace("trials: 22", "trials: 24, strategy: tpe, seed: 3, finalists: 0")
 
 
-@pytest.mark.parametrize("text", [SLOW, TPE], ids=["listed", "tpe"])
+@pytest.mark.parametrize(
+    "text", [SLOW, pytest.param(TPE, marks=pytest.mark.slow)], ids=["listed", "tpe"]
+)
 def test_two_workers_and_ctrl_c_find_what_one_worker_finds(tmp_path, unbroken, text):
     run = place(tmp_path, text)
     with running(tmp_path, 2, until=r"^\[3/") as process:
