@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import archsearch
+from tests.helpers import archsearch, in_process
 from tests.search.helpers import begin, opened
 
 TINY = """\
@@ -50,9 +50,9 @@ def contents(folder):
     return {path: path.read_bytes() for path in files}
 
 
-def refused(*command, cwd, code, words, **environment):
+def refused(*command, cwd, code, words, run=in_process, **environment):
     """Require that a command ends with a code and a sentence with these words."""
-    done = archsearch(*map(str, command), cwd=cwd, **environment)
+    done = run(*map(str, command), cwd=cwd, **environment)
     said = done.stdout + done.stderr
     assert done.returncode == code, said
     assert "Traceback" not in said
@@ -180,7 +180,7 @@ def test_a_small_disk_that_is_full(tmp_path):
         (tmp_path / "tiny.yaml").write_text(TINY.replace("trials: 4", "trials: 15"))
         words = ["cannot be written", "No space left on device"]
         command = ["run", "tiny.yaml", "--workers", "1"]
-        refused(*command, cwd=tmp_path, code=3, words=words)
+        refused(*command, cwd=tmp_path, code=3, words=words, run=archsearch)
         safe = trials(tmp_path)
         assert safe < 15
         subprocess.run(["mount", "-o", "remount,size=8m", str(runs)], check=True)
@@ -258,7 +258,7 @@ def test_a_port_in_use(here):
 def test_a_storage_that_cannot_be_opened(here, command, url):
     given, environment = (url,), {}
     if "--storage" not in command:
-        given, environment = (), {"ARCHSEARCH_STORAGE": url}
+        given, environment = (), {"ARCHSEARCH_STORAGE": url, "run": archsearch}
     words = ["the storage", url.partition("://")[0]]
     done = refused(*command, *given, cwd=here, code=3, words=words, **environment)
     assert "s3cret" not in done.stdout + done.stderr

@@ -241,7 +241,7 @@ def test_a_training_and_its_checkpoints_say_what_computed_each_op(corpus, tmp_pa
     training = pretraining(corpus)
     train(training, on_mark=lambda mark: training.save(tmp_path, {}))
     _, state = checkpoint.latest(tmp_path)
-    every = {"ssd": "torch", "peer": "torch", "product_keys": "torch"}
+    every = dict.fromkeys(("ssd", "peer", "product_keys", "mod"), "torch")
     assert training.backends == state["backends"] == every
     with using("ssd:reference"):
         other = pretraining(corpus)
