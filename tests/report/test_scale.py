@@ -113,7 +113,7 @@ def test_a_width_that_does_not_fit_the_heads_is_refused_with_those_that_do(place
     done = scale(place, "--width", "40", "--out", "wrong", source="transformer_pp")
     assert done.returncode == 2
     assert "cannot be 40 wide" in done.stderr
-    assert "legal: 32, 48" in done.stderr
+    assert "legal widths: 32, 48" in done.stderr
 
 
 def test_a_directory_with_another_training_is_left_alone(place):
@@ -128,6 +128,12 @@ def test_a_genome_can_be_scaled_without_a_run(place):
     done = scale(place, "--steps", "2", "--baseline", "none", "--out", "albert", source="albert")
     assert done.returncode == 0, done.stderr
     assert "winner 2/2" in done.stdout
+
+
+def test_a_space_of_many_that_was_searched_is_asked_about(place):
+    done = scale(place, source="tiny.yaml")
+    assert done.returncode == 2
+    assert "architectures, not one; did you mean runs/tiny?" in done.stderr
 
 
 def test_two_processes_under_torchrun_speak_with_one_voice(place):
