@@ -21,6 +21,7 @@ from archsearch.errors import RunError
 from archsearch.mup import Base
 from archsearch.report.bar import Bar
 from archsearch.report.curves import Curve, Panel, draw_curves
+from archsearch.report.scale_plan import rounded
 from archsearch.scale.corpus import Corpus
 from archsearch.scale.family import REACH, Family, fit
 from archsearch.scale.plan import ScalePlan, enlarged, motif, rival
@@ -115,6 +116,10 @@ def fit_family(
     seconds = _seconds(family)
     works = {t: seconds[plan] for t, (_, plan) in trainings.items() if t not in known}
     _show_work(family, len(trainings), works, workers, console)
+    for name, genome in wanted.genomes.items():
+        large = family.plans[name][0].genome
+        if rounding := rounded(genome, large, wanted.depth or len(genome.genes)):
+            console.print(f"{name}: {rounding}", markup=False, soft_wrap=True)
     if dry_run:
         return
     with Bar("fit", list(works.values()), console) as bar:

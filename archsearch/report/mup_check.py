@@ -162,8 +162,9 @@ def _verdict(checks: Sequence[Check]) -> str:
     if failed := [check for check in wrong if not check.control]:
         return f"hyper-parameters do not transfer here: {named(failed)}"
     if untold:
+        asked = [check for check in untold if not check.control] or untold
         return (
-            f"whether hyper-parameters transfer here cannot be told: {named(untold)}. A best "
+            f"whether hyper-parameters transfer here cannot be told: {named(asked)}. A best "
             "learning rate is not within its sweep; widen it with --lrs"
         )
     if wrong:

@@ -162,7 +162,7 @@ def carry_out(
     if world.first:
         console.print()
         console.print(_outcome(done, corpus))
-        for line in _in_words(done):
+        for line in in_words(done):
             console.print(line, markup=False, soft_wrap=True)
         told = {name: _told(scaled) for name, scaled in done.items()}
         told["text"] = {"name": corpus.name, "order0": corpus.order0, "xz": corpus.xz}
@@ -246,12 +246,12 @@ def _trained(
     except Diverged as error:
         raise _diverged(name, str(error), folder) from None
     except KeyboardInterrupt:
-        kept = f"after step {training.marks[-1].step}" if training.marks else "from the start"
-        console.print(
-            f"\n{name}: stopped at step {training.step}; checkpoints are kept. The same command "
-            f"continues {kept}.",
-            soft_wrap=True,
+        kept = (
+            f"checkpoints are kept. The same command continues after step {training.marks[-1].step}"
+            if training.marks
+            else "there is no checkpoint yet. The same command begins anew"
         )
+        console.print(f"\n{name}: stopped at step {training.step}; {kept}.", soft_wrap=True)
         raise SystemExit(130) from None
     last = training.marks[-1]
     return Scaled(
@@ -354,7 +354,8 @@ def _outcome(done: dict[str, Scaled], corpus: Corpus) -> Table:
     return table
 
 
-def _in_words(done: dict[str, Scaled]) -> list[str]:
+def in_words(done: dict[str, Scaled]) -> list[str]:
+    """The verdict, and what to know beside it."""
     told = [
         f"{name}: {scaled.stability.why}"
         for name, scaled in done.items()

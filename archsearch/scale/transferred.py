@@ -247,7 +247,7 @@ def _over_width(of: Transfer) -> Iterator[Check]:
         yield check("gap", *_gap(of, most), most)
         if of.doublings >= FULL:  # over fewer, what width gains may outweigh the wrong rate
             worse = of.at_base[-1] - min(of.at_base)
-            yield check("wider", worse <= 0, f"{worse:+.3f} nats", 0)
+            yield check("wider", _at_best(of, worse <= 0), f"{worse:+.3f} nats", 0)
     else:
         near = of.slope is not None and of.slope.low <= MOST_SLOPE and of.slope.high >= -MOST_SLOPE
         low, high = of.reach
@@ -258,8 +258,14 @@ def _over_width(of: Transfer) -> Iterator[Check]:
                 moved, limit = f"{of.slope:.2f} a doubling", MOST_SLOPE
         yield check("shift", held, moved, limit)
         yield check("gap", *_gap(of, MOST_GAP), MOST_GAP)
-        yield check("wider", rise <= SLACK, f"{rise:+.3f} nats", SLACK)
-    yield check("sensitivity", ratio <= MOST_RATIO, f"{ratio:.2f} x the base's", MOST_RATIO)
+        yield check("wider", _at_best(of, rise <= SLACK), f"{rise:+.3f} nats", SLACK)
+    held = _at_best(of, ratio <= MOST_RATIO)
+    yield check("sensitivity", held, f"{ratio:.2f} x the base's", MOST_RATIO)
+
+
+def _at_best(of: Transfer, held: bool) -> bool | None:
+    """What is looked at at the base's best learning rate, if that is known."""
+    return None if of.optima[0].why else held
 
 
 def _gap(of: Transfer, most: float) -> tuple[bool | None, str]:
@@ -267,8 +273,8 @@ def _gap(of: Transfer, most: float) -> tuple[bool | None, str]:
 
     At the end of its sweep it loses at least what was measured.
     """
-    gap, base, largest = of.gap(), of.optima[0], of.optima[-1]
-    held = None if base.why or (largest.why and gap <= most) else gap <= most
+    gap = of.gap()
+    held = None if of.optima[-1].why and gap <= most else _at_best(of, gap <= most)
     return held, f"{gap:+.3f} nats"
 
 
@@ -277,7 +283,7 @@ def _over_depth(of: Transfer) -> Iterator[Check]:
     limit = CONTROL_DEEPER if of.control else SLACK
     held = worse < limit if of.control else worse <= limit
     told = of.scheme, of.control
-    yield Check("depth", "deeper", *told, held, f"{worse:+.3f} nats", f"{limit:g}")
+    yield Check("depth", "deeper", *told, _at_best(of, held), f"{worse:+.3f} nats", f"{limit:g}")
     if not of.control:
         yield Check("depth", "gap", *told, *_gap(of, MOST_GAP), f"{MOST_GAP:g}")
 
