@@ -104,7 +104,7 @@ def widened(genome: Genome, width: int) -> Genome:
     wide, why = _wide(genome, width)
     if wide is None:
         near = ", ".join(map(str, legal_widths(genome, width))) or "none near it"
-        raise SpaceError(f"{genome.text()} cannot be {width} wide: {why}; legal: {near}")
+        raise SpaceError(f"{genome.text()} cannot be {width} wide: {why}; legal widths: {near}")
     return wide
 
 

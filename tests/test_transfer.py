@@ -279,5 +279,5 @@ def test_a_large_hybrid_trains_at_the_base_learning_rate():
 
 
 def test_a_width_that_heads_do_not_fit_names_the_nearest():
-    with pytest.raises(SpaceError, match=r"cannot be 36 wide.*legal: 32, 40"):
+    with pytest.raises(SpaceError, match=r"cannot be 36 wide.*legal widths: 32, 40"):
         widened(Genome(16, (Gene.of("attention", heads=2),)), 36)

@@ -36,5 +36,6 @@ def main() -> None:
         if error.filename is None and error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        Console(stderr=True, highlight=False).print(f"{where}{error.strerror}", markup=False)
+        said = f"{where}{error.strerror}"
+        Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
         sys.exit(3)

@@ -20,7 +20,7 @@ from archsearch.cli.common import (
     whole_numbers,
     workers_on,
 )
-from archsearch.errors import RunError
+from archsearch.errors import RunError, SpaceError
 
 if TYPE_CHECKING:
     from archsearch.genome import Genome
@@ -278,7 +278,13 @@ def _to_scale(
     from archsearch.space_yaml import load, load_genome, parse
 
     if not (Path(source) / "space.yaml").is_file():
-        genome = load_genome(source)
+        try:
+            genome = load_genome(source)
+        except SpaceError as error:
+            run = Path("runs") / Path(source).stem
+            if not (run / "space.yaml").is_file():
+                raise
+            raise SpaceError(f"{error}; did you mean {run}?") from None
         return genome, load(source, tuple(overrides)).recipe, Path("runs") / Path(source).stem
     from archsearch.report.session import pick
 

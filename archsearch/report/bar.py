@@ -27,6 +27,7 @@ class Bar:
     def __init__(self, title: str, works: Sequence[float], console: Console) -> None:
         self.title, self.console, self.count, self.ended = title, console, len(works), 0
         self.total, self.done, self.began = sum(works), 0.0, time.monotonic()
+        self.trained = False
         columns = (TextColumn("{task.description}"), BarColumn(None), TimeRemainingColumn())
         self.progress = Progress(
             *columns, console=console, transient=True, expand=True,
@@ -41,14 +42,20 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         self.progress.__exit__(None, None, None)
 
-    def end(self, what: str, outcome: str, work: float, *, failed: bool) -> None:
-        """One training has ended."""
+    def end(self, what: str, outcome: str, work: float, seconds: float, *, failed: bool) -> None:
+        """One training has ended.
+
+        Time left counts from when the first that took any began: before, processes started.
+        """
+        if seconds and not self.trained:
+            self.trained, self.began = True, max(self.began, time.monotonic() - seconds)
         self.ended, self.done = self.ended + 1, self.done + work
         place = f"{self.title} {self.ended}/{self.count}"
         self.progress.update(self.task, description=place, advance=work)
         if failed or not self.console.is_terminal:
             left = (time.monotonic() - self.began) / self.done * max(0.0, self.total - self.done)
+            told = f"; about {span(left)} left" if self.trained else ""
             self.console.print(
-                f"[{place}] {what}: {outcome}; about {span(left)} left",
+                f"[{place}] {what}: {outcome}{told}",
                 highlight=False, markup=False, soft_wrap=True,
             )  # fmt: skip

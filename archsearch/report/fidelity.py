@@ -282,7 +282,7 @@ def _train_proxies(
             what = f"{genome.text(varying)}, fresh seed {k + 1}"
             outcome = fresh.why or f"score {fresh.score:.3f}"
             said = f"{outcome} ({span(seconds)})"
-            bar.end(what, said, work(genome), failed=bool(fresh.why))
+            bar.end(what, said, work(genome), seconds, failed=bool(fresh.why))
 
         train(experiment, design.genomes, design.seeds, workers, known, on_trained)
 
@@ -307,7 +307,8 @@ def _train_targets(
             if not ended.stability.stable:
                 outcome += f", {ended.stability.why}"
             failed = bool(ended.why) or not ended.stability.stable
-            bar.end(what, f"{outcome} ({span(ended.seconds)})", works[training], failed=failed)
+            said = f"{outcome} ({span(ended.seconds)})"
+            bar.end(what, said, works[training], ended.seconds, failed=failed)
 
         return train_all(
             design.trainings, wanted.text, wanted.tokenizer, home.parent / TEXT, home / TARGETS,

@@ -21,6 +21,7 @@ from archsearch.errors import RunError
 from archsearch.mup import Base
 from archsearch.report.bar import Bar
 from archsearch.report.curves import Curve, Panel, draw_curves
+from archsearch.report.scale_plan import rounded
 from archsearch.scale.corpus import Corpus
 from archsearch.scale.family import REACH, Family, fit
 from archsearch.scale.plan import ScalePlan, enlarged, motif, rival
@@ -31,7 +32,7 @@ from archsearch.space_yaml import load_genome
 from archsearch.words import count, span
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from rich.console import Console
@@ -115,6 +116,10 @@ def fit_family(
     seconds = _seconds(family)
     works = {t: seconds[plan] for t, (_, plan) in trainings.items() if t not in known}
     _show_work(family, len(trainings), works, workers, console)
+    for name, genome in wanted.genomes.items():
+        large = family.plans[name][0].genome
+        if rounding := rounded(genome, large, wanted.depth or len(genome.genes)):
+            console.print(f"{name}: {rounding}", markup=False, soft_wrap=True)
     if dry_run:
         return
     with Bar("fit", list(works.values()), console) as bar:
@@ -127,7 +132,7 @@ def fit_family(
                 f"batch {training.recipe.batch}, seed {training.settings.seed}"
             )
             said = f"{outcome} ({span(ended.seconds)})"
-            bar.end(what, said, works[training], failed=bool(ended.why))
+            bar.end(what, said, works[training], ended.seconds, failed=bool(ended.why))
 
         try:
             ended = train_all(
@@ -174,13 +179,13 @@ def _show_work(
             )  # fmt: skip
     console.print(table)
     recipe = next(iter(family.plans.values()))[0].recipe
-    cells, took = len(family.cells), sum(works.values())
+    cells, took, seeds = len(family.cells), sum(works.values()), family.seeds
     swept = f" at {cells} learning rates and batches" if cells > 1 else f", lr {recipe.lr:g}"
     more = f", {span(took / workers)} on {workers}" if workers > 1 else ""
     console.print(
         f"{recipe.steps * recipe.batch * family.settings.context} tokens each{swept}, "
-        f"{family.seeds} seeds; {len(works)} of {total} trainings to do, about {span(took)} on one "
-        f"core as busy as now{more}",
+        f"{seeds} seed{'s'[: seeds > 1]}; {len(works)} of {total} trainings to do, "
+        f"about {span(took)} on one core as busy as now{more}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -195,18 +200,37 @@ def show(fits: Fits, console: Console) -> None:
     console.print(_losses(fits))
     say("\nloss = floor + a * parameters^-exponent")
     console.print(_laws(fits))
-    say("")
-    for crossing in fits.crossings:
-        sure = "beyond the noise of seeds" if crossing.clear else "within the noise of seeds"
-        say(
-            f"{crossing.ahead} is ahead at the largest width, but its line crosses that of "
-            f"{crossing.behind} at {count(crossing.size)} parameters ({sure})"
-        )
-    if len(fits.of) > 1 and not fits.crossings:
-        say(f"no two lines cross up to {REACH:g} times the largest size")
+    for line in (*_unknown(fits), "", *_crossings(fits)):
+        say(line)
     for of in fits.of:
         for line in _hyper(of):
             say(f"{of.name}: {line}")
+
+
+def _unknown(fits: Fits) -> Iterator[str]:
+    """What losses leave open."""
+    if any(len(size.losses(size.best)) == 1 for of in fits.of for size in of.sizes):
+        yield "?: one seed shows no noise, so no error is known; --seeds 2 gives one"
+    if any(of.law and len(of.sizes) == 2 for of in fits.of):
+        yield "two sizes leave the floor open; it is taken to be 0"
+
+
+def _crossings(fits: Fits) -> Iterator[str]:
+    """Who changes places, on straight lines from the smallest size to the largest and on."""
+    for crossing in fits.crossings:
+        ahead, behind = crossing.ahead, crossing.behind
+        said = (
+            f"{ahead} is ahead at the smallest size, {behind} at the largest: their lines cross"
+            if crossing.measured
+            else f"{ahead} is ahead at the largest size, but its line crosses that of {behind}"
+        )
+        sure = "beyond" if crossing.clear else "within"
+        yield f"{said} at {count(crossing.size)} parameters ({sure} the noise of seeds)"
+    if len(fits.of) > 1 and not fits.crossings:
+        yield (
+            "no two lines from the smallest size to the largest cross, nor up to "
+            f"{REACH:g} times the largest"
+        )
 
 
 def _losses(fits: Fits) -> Table:

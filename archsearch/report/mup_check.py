@@ -24,7 +24,7 @@ from archsearch.scale.transferred import judge, transfers
 from archsearch.words import count, span
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -81,7 +81,8 @@ def mup_check(
         def on_trained(training: Training, ended: Ended) -> None:
             outcome = ended.why or f"loss {ended.loss:.3f}"
             said = f"{outcome} ({span(ended.seconds)})"
-            bar.end(_what(training), said, works[training], failed=bool(ended.why))
+            work = works[training]
+            bar.end(_what(training), said, work, ended.seconds, failed=bool(ended.why))
 
         try:
             done = train_all(
@@ -140,11 +141,11 @@ def show(swept: Swept, console: Console) -> None:
     checks = judge(swept)
     for check in checks:
         scheme = "fixed decay" if check.control and check.name == "decay" else NAMES[check.scheme]
-        outcome = "holds" if check.held else "fails"
         wanted = "as it must" if check.passed else "[bold]it must not[/bold]"
+        outcome = f"{'holds' if check.held else 'fails'}, {wanted}"
         table.add_row(
             f"{check.axis} {check.name}", scheme, check.measured, check.limit,
-            f"{outcome}, {wanted}",
+            "cannot be told" if check.held is None else outcome,
         )  # fmt: skip
     console.print(table)
     console.print(f"\n{_verdict(checks)}", soft_wrap=True)
@@ -152,14 +153,24 @@ def show(swept: Swept, console: Console) -> None:
 
 def _verdict(checks: Sequence[Check]) -> str:
     """One sentence on all checks."""
-    failed = [check for check in checks if not check.passed and not check.control]
-    blind = [check for check in checks if not check.passed and check.control]
-    if failed:
-        names = ", ".join(f"{NAMES[c.scheme]} {c.axis} {c.name}" for c in failed)
-        return f"hyper-parameters do not transfer here: {names}"
-    if blind:
-        names = ", ".join(f"{NAMES[c.scheme]} {c.axis} {c.name}" for c in blind)
-        return f"nothing failed, but these controls did not either, so little is shown: {names}"
+
+    def named(some: Iterable[Check]) -> str:
+        return ", ".join(f"{NAMES[c.scheme]} {c.axis} {c.name}" for c in some)
+
+    untold = [check for check in checks if check.held is None]
+    wrong = [check for check in checks if check.held is check.control]
+    if failed := [check for check in wrong if not check.control]:
+        return f"hyper-parameters do not transfer here: {named(failed)}"
+    if untold:
+        asked = [check for check in untold if not check.control] or untold
+        return (
+            f"whether hyper-parameters transfer here cannot be told: {named(asked)}. A best "
+            "learning rate is not within its sweep; widen it with --lrs"
+        )
+    if wrong:
+        return (
+            f"nothing failed, but these controls did not either, so little is shown: {named(wrong)}"
+        )
     return "hyper-parameters transfer here, and every control failed as it must"
 
 

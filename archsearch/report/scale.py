@@ -14,20 +14,22 @@ from rich.table import Table
 
 from archsearch.errors import Diverged, RunError
 from archsearch.model import build
-from archsearch.mup import Base, branch_multiplier
+from archsearch.mup import Base
+from archsearch.report.scale_plan import rounded, show_plans
 from archsearch.scale import checkpoint, tokens
 from archsearch.scale.corpus import Corpus
 from archsearch.scale.parallel import join_world
 from archsearch.scale.plan import ScalePlan, enlarged, rival
 from archsearch.scale.pretrain import Pretraining, Settings, train
-from archsearch.scale.speed import peak, step_seconds
+from archsearch.scale.speed import peak
 from archsearch.scale.stability import Stability, judge
 from archsearch.search.fresh import write
 from archsearch.space_yaml import load_genome
 from archsearch.train import generator
-from archsearch.words import count, size, span
+from archsearch.words import count, span
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from archsearch.genome import Genome
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 WINNER, BASELINE = "winner", "baseline"
+AS_MANY = 0.05
+"""Share of the parameters by which winner and baseline may differ without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,8 @@ def scale(wanted: Wanted, folder: Path, console: Console, *, dry_run: bool) -> N
         )  # fmt: skip
         if world.first:
             show_plans(plans, corpus, settings, world, console)
+            if rounding := rounded(wanted.genome, large, wanted.depth):
+                console.print(rounding, soft_wrap=True)
         if not dry_run:
             if world.first:
                 _make_room(folder, wanted.tokenizer)
@@ -132,68 +138,6 @@ def _make_room(folder: Path, tokenizer: str) -> None:
         raise RunError(
             f"{folder} cannot be written: {error.strerror}; name another directory with --out"
         ) from None
-
-
-def show_plans(
-    plans: dict[str, ScalePlan],
-    corpus: Corpus,
-    settings: Settings,
-    world: World,
-    console: Console,
-) -> None:
-    """Print what will be trained, before anything is."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", *plans):
-        table.add_column(name, overflow="fold")
-    for label, cells in _rows(plans, settings, world).items():
-        table.add_row(label, *cells)
-    console.print(table)
-    first = next(iter(plans.values()))
-    console.print(
-        f"\nbase: width {first.base.width}, depth {first.base.depth:g}, learning rate "
-        f"{first.recipe.lr:g}; scheme {first.base.scheme}. Factors on the base, for the winner:"
-    )
-    console.print(_factors(first))
-    branch = branch_multiplier(len(first.genome.genes) / first.base.depth, first.base.scheme)
-    console.print(
-        f"each branch is multiplied by {branch:.3g}, the logits by "
-        f"{first.model.logit_multiplier:.3g}"
-    )
-    console.print(
-        f"\ntext: {corpus.name}, {count(corpus.text_bytes)} bytes, tokenizer {corpus.tokenizer}; "
-        f"{corpus.epochs(first.recipe.steps, first.recipe.batch, first.context):.2f} epochs",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
-
-
-def _rows(plans: dict[str, ScalePlan], settings: Settings, world: World) -> dict[str, list[str]]:
-    told: dict[str, list[str]] = {}
-    for plan in plans.values():
-        rows = math.ceil(plan.recipe.batch / world.size / settings.accumulate)
-        took = step_seconds(plan, world.device) / world.size
-        told.setdefault("genome", []).append(plan.genome.text())
-        told.setdefault("width", []).append(str(plan.genome.d_model))
-        told.setdefault("depth", []).append(f"{len(plan.genome.genes)} branches")
-        told.setdefault("parameters", []).append(count(plan.params))
-        told.setdefault("steps", []).append(
-            f"{plan.recipe.steps} of {plan.recipe.batch} x {plan.context} tokens"
-        )
-        told.setdefault("tokens", []).append(count(plan.tokens))
-        told.setdefault("FLOPs", []).append(f"{plan.flops * plan.tokens:.1e}")
-        told.setdefault("memory", []).append(f"about {size(plan.memory(rows))}")
-        told.setdefault("time", []).append(f"about {span(took * plan.recipe.steps)}")
-    return told
-
-
-def _factors(plan: ScalePlan) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("parameters")
-    for name in ("number", "init", "learning rate", "decay", "eps"):
-        table.add_column(name, justify="right")
-    for kind, number, scales in plan.factors():
-        shares = (scales.init, scales.lr, scales.weight_decay, scales.eps)
-        table.add_row(kind, count(number), *(f"{share:.3g}" for share in shares))
-    return table
 
 
 def carry_out(
@@ -218,7 +162,7 @@ def carry_out(
     if world.first:
         console.print()
         console.print(_outcome(done, corpus))
-        for line in _in_words(done):
+        for line in in_words(done):
             console.print(line, markup=False, soft_wrap=True)
         told = {name: _told(scaled) for name, scaled in done.items()}
         told["text"] = {"name": corpus.name, "order0": corpus.order0, "xz": corpus.xz}
@@ -248,12 +192,26 @@ def _known(folder: Path, about: dict[str, Any]) -> tuple[Path, dict[str, Any]] |
     """
     known = checkpoint.latest(folder)
     if known and known[1]["about"] != about:
-        changed = [key for key, value in about.items() if known[1]["about"].get(key) != value]
+        changed = "; ".join(_changes(known[1]["about"], about))
         raise RunError(
-            f"{folder} holds a training with another {', '.join(changed)}; name another directory "
-            "with --out, or remove it"
+            f"{folder} holds a training with another {changed}. Name another directory with --out, "
+            "or remove it"
         )
     return known
+
+
+def _changes(there: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
+    """What differs between two trainings: `recipe (lr: 0.003 -> 0.01)`; of long values the name."""
+    for key, new in here.items():
+        old = there.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = [name for name in old | new if old.get(name) != new.get(name)]
+            told = (f"{name}: {old.get(name)} -> {new.get(name)}" for name in names)
+            yield f"{key} ({', '.join(told)})"
+        else:
+            yield key
 
 
 def _trained(
@@ -287,6 +245,14 @@ def _trained(
             train(training, live.step, on_mark)
     except Diverged as error:
         raise _diverged(name, str(error), folder) from None
+    except KeyboardInterrupt:
+        kept = (
+            f"checkpoints are kept. The same command continues after step {training.marks[-1].step}"
+            if training.marks
+            else "there is no checkpoint yet. The same command begins anew"
+        )
+        console.print(f"\n{name}: stopped at step {training.step}; {kept}.", soft_wrap=True)
+        raise SystemExit(130) from None
     last = training.marks[-1]
     return Scaled(
         plan, last.held_out, training.begun or 0.0, corpus.bits_per_byte(last.held_out),
@@ -388,7 +354,8 @@ def _outcome(done: dict[str, Scaled], corpus: Corpus) -> Table:
     return table
 
 
-def _in_words(done: dict[str, Scaled]) -> list[str]:
+def in_words(done: dict[str, Scaled]) -> list[str]:
+    """The verdict, and what to know beside it."""
     told = [
         f"{name}: {scaled.stability.why}"
         for name, scaled in done.items()
@@ -401,6 +368,12 @@ def _in_words(done: dict[str, Scaled]) -> list[str]:
             f"the winner is {abs(gap):.3f} bits per byte {which} the baseline; one seed of each, "
             "so differences of a few hundredths mean nothing"
         )
+        more = done[BASELINE].plan.params / done[WINNER].plan.params - 1
+        if abs(more) > AS_MANY:
+            told.append(
+                f"the baseline has {abs(more):.0%} {'more' if more > 0 else 'fewer'} parameters: "
+                "none of its legal widths and depths is nearer"
+            )
     return told
 
 

@@ -95,7 +95,7 @@ class Corpus:
             try:
                 with _claimed(cache):
                     if not folder.is_dir():
-                        _build(name, known, parts, folder)
+                        _build(name, known, parts, folder, ", ".join(sources))
             except OSError as error:
                 raise CorpusError(
                     f"{cache} cannot be written: {error.strerror or error}. Nothing half-written "
@@ -111,11 +111,11 @@ class Corpus:
         """
         shortest = min(len(self.train), len(self.validation))
         if not 0 < length < shortest:
-            legal = f"length here: 1 to {shortest - 1}" if shortest > 1 else "there is no legal one"
+            way = f", or a shorter --context (length here: 1 to {shortest - 1})"
             raise CorpusError(
                 f"{self.name} has {len(self.train)} tokens to train on and {len(self.validation)} "
-                f"for validation; a window of length {length} takes {length + 1}. Name more text, "
-                f"or a shorter length ({legal})"
+                f"for validation; a window of length {length} takes {length + 1}. Name more text"
+                f"{way if shortest > 1 else '; this is too short for any --context'}"
             )
         return (len(self.train) - 1) // length
 
@@ -199,15 +199,21 @@ def _claimed(cache: Path) -> Iterator[None]:
         yield
 
 
-def _build(name: str, tokenizer: tokens.Tokenizer, parts: list[Source], folder: Path) -> None:
-    """Write the directory of a corpus."""
+def _build(
+    name: str, tokenizer: tokens.Tokenizer, parts: list[Source], folder: Path, given: str
+) -> None:
+    """Write the directory of a corpus; `given` are its sources as the user named them."""
     with tempfile.TemporaryDirectory(prefix=BUILDING, dir=folder.parent) as scratch:
         made, raw = Path(scratch) / "corpus", Path(scratch) / "text"
         made.mkdir()
         documents, skipped = _gather(parts, raw)
         if not documents:
-            found = f"{len(skipped)} files without text" if skipped else "nothing"
-            raise CorpusError(f"{name} holds no text: {found}. Name a text file or a directory")
+            empty = any(part.named for part in parts)
+            others = f" ({len(skipped)} without)" if skipped else ""
+            found = "no text: it is empty" if empty else f"no files with text{others}"
+            raise CorpusError(
+                f"{given} holds {found}. Name a text file, or a directory that has some"
+            )
         with raw.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             cut = _cut(text)
             for part, start, stop in (("train", 0, cut), ("validation", cut, len(text))):

@@ -143,7 +143,7 @@ class Fits:
 
     of: tuple[Fit, ...]
     crossings: tuple[Crossing, ...]
-    """Pairs that change places between their largest size and ten times that."""
+    """Pairs that change places between their smallest size and ten times their largest."""
 
 
 def fit(family: Family, ended: Mapping[Training, Ended], guessing: float) -> Fits:

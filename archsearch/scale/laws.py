@@ -176,14 +176,16 @@ class Trend:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crossing:
-    """Two genomes that change places beyond the sizes that were measured."""
+    """Two genomes that change places."""
 
     ahead: str
-    """Better at the largest size."""
+    """Better at the smaller sizes."""
     behind: str
-    """Better at the end of the range."""
+    """Better at the larger ones."""
     size: float
     """Where the lines cross."""
+    measured: bool
+    """Whether that is up to the largest size that was measured, not beyond."""
     clear: bool
     """Whether both orders are beyond the noise of seeds (95 % each); False with one seed."""
 
@@ -211,22 +213,28 @@ def trends(growths: Sequence[Growth]) -> list[Trend]:
 
 
 def crossings(lines: Iterable[Trend], reach: float) -> list[Crossing]:
-    """The pairs whose lines cross between the largest size and `reach` times that.
+    """The pairs whose lines cross between the smallest size and `reach` times the largest.
 
     Args:
-        lines: The trends of genomes. Those of a pair begin at the larger of their largest sizes.
+        lines: The trends of genomes. Of a pair, the larger of the two smallest and the larger of
+            the two largest sizes count.
         reach: How far losses are extrapolated, e.g. 10.
     """
     found = []
     for one, other in combinations(lines, 2):
-        start = max(one.large, other.large)
-        end = start + math.log2(reach)
-        (near, near_error), (far, far_error) = (_apart(one, other, x) for x in (start, end))
-        if near * far < 0:
-            ahead, behind = (one, other) if near < 0 else (other, one)
-            at = start + (end - start) * near / (near - far)
-            clear = abs(near) > 1.96 * near_error and abs(far) > 1.96 * far_error
-            found.append(Crossing(ahead=ahead.name, behind=behind.name, size=2.0**at, clear=clear))
+        small, large = max(one.small, other.small), max(one.large, other.large)
+        for start, end in ((small, large), (large, large + math.log2(reach))):
+            (near, near_error), (far, far_error) = (_apart(one, other, x) for x in (start, end))
+            if near * far < 0:
+                ahead, behind = (one, other) if near < 0 else (other, one)
+                at = start + (end - start) * near / (near - far)
+                clear = abs(near) > 1.96 * near_error and abs(far) > 1.96 * far_error
+                found.append(
+                    Crossing(
+                        ahead=ahead.name, behind=behind.name, size=2.0**at,
+                        measured=end == large, clear=clear,
+                    )
+                )  # fmt: skip
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -114,6 +114,8 @@ class Optimum:
     """Degrees of freedom of the noise."""
     why: str = ""
     """Why the optimum is not known: it is at an end of the sweep, or nowhere. Else empty."""
+    end: Literal[-1, 0, 1] = 0
+    """Whether it is at the lowest or the highest rate of the sweep, or beyond."""
 
     @property
     def error(self) -> float:
@@ -149,7 +151,7 @@ def optimum(sweep: Sweep) -> Optimum:
     if why:
         return Optimum(
             log2_lr=float(lrs_L[lowest]), loss=sweep.best, spread=math.inf, noise=noise, df=df,
-            why=why,
+            why=why, end=-1 if lowest == 0 else 1 if lowest == len(lrs_L) - 1 else 0,
         )  # fmt: skip
     gradient_C = np.array([0.0, -1.0, -2 * at]) / (2 * bend)
     variance = gradient_C @ np.linalg.inv(design_PC.T @ design_PC) @ gradient_C / seeds

@@ -47,7 +47,7 @@ def test_a_trained_model_lies_between_its_source_and_chance(of_text):
     loaded = load(of_text[0])
     score = text_score(loaded.model, of_text[2], 32, 64)
     assert SOURCE.entropy_rate < score.bits < 8
-    with pytest.raises(CorpusError, match="a shorter length"):
+    with pytest.raises(CorpusError, match="a shorter --context"):
         text_score(loaded.model, of_text[2], 10**6, 64)
 
 

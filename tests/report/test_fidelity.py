@@ -149,7 +149,7 @@ def test_a_dry_run_shows_who_is_compared_and_what_it_takes(here):
 def test_what_cannot_be_measured_is_said_before_anything_is_trained(here):
     with pytest.raises(RunError, match=r"too few for a panel of 40; legal here: --genomes 3 to"):
         measure(here, genomes=40)
-    with pytest.raises(SpaceError, match=r"cannot be 60 wide.*legal: 56, 64"):
+    with pytest.raises(SpaceError, match=r"cannot be 60 wide.*legal widths: 56, 64"):
         measure(here, width=60)
     with pytest.raises(CorpusError, match="length here: 1 to"):
         measure(here, context=10**6)

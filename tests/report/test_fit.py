@@ -70,4 +70,4 @@ def test_a_width_that_a_genome_cannot_have_is_refused(place):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert "72" in done.stderr
-    assert "legal: " in done.stderr
+    assert "legal widths: " in done.stderr

@@ -1,11 +1,15 @@
 """`archsearch mup-check` as a person meets it, on a net of a few thousand parameters."""
 
+import io
 import json
 import re
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from archsearch.report import bar
 from archsearch.report.curves import Curve, Panel, draw_curves
 from archsearch.testing.text import Markov
 from archsearch.train import generator
@@ -59,7 +63,7 @@ def test_the_page_has_every_size_in_every_scheme_and_a_verdict(place, page):
         assert re.search(rf"^ +{size}  {scheme} ", page, re.M), page
     for name in ("shift", "gap", "wider", "sensitivity", "decay", "deeper"):
         assert re.search(rf"^(width|depth) {name} ", page, re.M)
-    assert "transfer here" in page or "controls did not" in page
+    assert "transfer here" in page or "controls did not" in page or "cannot be told" in page
 
 
 def test_rows_and_pictures_are_written(place, page):
@@ -118,6 +122,19 @@ def test_a_file_of_another_version_is_refused(place):
     done = in_process("mup-check", "old.jsonl", cwd=place)
     assert done.returncode == 3
     assert "old.jsonl has format 0; this archsearch reads 1" in done.stderr
+
+
+def test_the_start_of_processes_is_no_part_of_the_time_that_is_left(monkeypatch):
+    """It takes 40 s; a training takes 1 s, and four are to do."""
+    clock = iter((0.0, 41.0, 41.0, 42.0))
+    monkeypatch.setattr(bar, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    console = Console(width=80, file=io.StringIO())
+    told = bar.Bar("sweep", [1.0] * 4, console)
+    told.end("one", "loss 2", 1.0, 1.0, failed=False)
+    told.end("two", "loss 2", 1.0, 1.0, failed=False)
+    assert re.findall(r"about \d+ s left", console.file.getvalue()) == [
+        "about 3 s left", "about 2 s left"
+    ]  # fmt: skip
 
 
 def test_a_picture_has_a_panel_a_title_and_the_names_of_all_curves():

@@ -209,7 +209,7 @@ def test_a_text_that_is_too_short_for_a_window(opened, tmp_path):
     (tmp_path / "letter.txt").write_text("x")
     corpus = opened(tmp_path / "letter.txt")
     assert len(corpus.train) == len(corpus.validation) == 1
-    with pytest.raises(CorpusError, match=r"1 for validation.*no legal one"):
+    with pytest.raises(CorpusError, match=r"1 for validation.*too short for any --context"):
         corpus.held_out(1, 1)
 
 

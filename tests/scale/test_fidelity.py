@@ -118,7 +118,7 @@ def test_a_panel_that_was_kept_comes_back_and_a_damaged_one_is_said(study, tmp_p
 def test_targets_are_as_wide_as_asked_or_four_times_their_genomes():
     assert {genome.d_model for genome in DESIGN.large} == {64}
     assert enlarged(GENOMES, None) == DESIGN.large
-    with pytest.raises(SpaceError, match=r"cannot be 60 wide.*legal: 56, 64"):
+    with pytest.raises(SpaceError, match=r"cannot be 60 wide.*legal widths: 56, 64"):
         enlarged(GENOMES, 60)
     for training, genome in zip(DESIGN.targets, GENOMES, strict=True):
         assert {one.base for one in training} == {Base(16, len(genome.genes))}

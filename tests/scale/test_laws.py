@@ -80,8 +80,18 @@ def test_lines_that_cross_in_reach_are_flagged():
     (found,) = crossings(pair, reach=10)
     assert (found.ahead, found.behind) == ("conv", "attention")
     assert found.size == pytest.approx(2**26)
+    assert not found.measured
     assert found.clear
     assert crossings(pair, reach=3) == []
+
+
+def test_lines_that_cross_at_measured_sizes_are_flagged_as_such():
+    """Four doublings are measured; the second is 0.02 behind and gains 0.01 more a doubling."""
+    pair = trends([line("conv", 2.0, 0.05), line("attention", 1.98, 0.06)])
+    (found,) = crossings(pair, reach=10)
+    assert (found.ahead, found.behind, found.measured) == ("conv", "attention", True)
+    assert found.size == pytest.approx(2**22)
+    assert found.clear
 
 
 def test_parallel_lines_do_not_cross():

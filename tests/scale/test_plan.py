@@ -65,7 +65,7 @@ def test_a_branch_reads_the_streams_of_its_own_repeat():
 
 def test_a_width_that_would_change_heads_is_refused_with_its_neighbours():
     with pytest.raises(
-        SpaceError, match=r"cannot be 100 wide: attention has heads.*legal: 96, 112"
+        SpaceError, match=r"cannot be 100 wide: attention has heads.*legal widths: 96, 112"
     ):
         widened(load_genome("transformer_pp"), 100)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections import Counter
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from archsearch.errors import RunError, SpaceError
 from archsearch.genome import Gene, Genome
+from archsearch.report.mup_check import show
 from archsearch.scale.plan import deepened
 from archsearch.scale.pretrain import Settings
 from archsearch.scale.sweep import powers
@@ -127,6 +130,30 @@ def test_an_optimum_at_the_end_of_the_sweep_is_no_transfer_but_bounds_the_contro
     (mup,) = (of for of in transfers(swept(best=best)) if (of.axis, of.scheme) == ("width", "mup"))
     assert mup.shift().low == -math.inf
     assert mup.slope is None
+
+
+def test_a_base_that_is_best_at_the_end_of_the_sweep_leaves_shift_and_gap_untold():
+    untold = swept(best=lambda scheme, width, depth: -2.0)
+    by = {(c.axis, c.name, c.control): c for c in judge(untold)}
+    told = {place for place, check in by.items() if check.held is not None}
+    assert {name for _, name, _ in told} == {"decay"}
+    assert not any(by[place].passed for place in by.keys() - told)
+    console = Console(width=80, file=io.StringIO())
+    show(untold, console)
+    page = console.file.getvalue()
+    assert "cannot be told" in page
+    assert "widen it with --lrs" in page
+    assert "do not transfer" not in page
+
+
+def test_a_shift_is_bounded_where_an_end_of_a_sweep_is_passed():
+    """Both at an end: the base at the highest rate, the largest at the lowest."""
+    far = swept(best=lambda scheme, width, depth: -2.0 if width == 32 else -12.0)
+    for transfer in transfers(far):
+        if transfer.axis == "width":
+            assert transfer.reach == (-math.inf, -7.0)
+    by = {(c.axis, c.name, c.control): c.held for c in judge(far)}
+    assert by["width", "shift", False] is by["width", "shift", True] is False
 
 
 def test_larger_that_is_worse_fails():
