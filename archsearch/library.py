@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archsearch.catalogue import found
-from archsearch.errors import SpaceError, nearest
+from archsearch.errors import SpaceError, likely
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,18 +61,23 @@ def _walk(folder: Traversable, prefix: str, suffix: str) -> dict[str, Traversabl
 def read_space(source: str) -> tuple[str, str]:
     """The text of a space and the name that its errors carry; a file goes before a shipped space.
 
+    Of the name of a shipped one any end will do that no other has: `zamba2`, `full/gemma-2b`.
+
     Raises:
         SpaceError: if there is no such file or shipped space, or it is no text.
     """
     path = Path(source)
-    name = source if source in shipped() else short_names().get(source)
+    ends = [name for name in shipped() if f"/{name}".endswith(f"/{source}")]
+    name = source if source in shipped() else ends[0] if len(ends) == 1 else None
     try:
         if name and not path.is_file():
             return shipped()[name].read_text(encoding="utf-8"), f"{name}.yaml"
         if not path.is_file():
             what = "is a directory" if path.is_dir() else "does not exist"
-            hint = nearest(source, short_names())
-            raise SpaceError(f"{source} {what} and is no shipped space; {hint}")
+            hint = likely(source, short_names(), most=3) or likely(source, shipped(), most=3)
+            raise SpaceError(
+                f"{source} {what} and is no shipped space; {hint}`archsearch spaces` lists all"
+            )
         if path.stat().st_size > MOST_BYTES:
             raise SpaceError(f"{source} is larger than {MOST_BYTES} bytes; is it a space file?")
         return path.read_text(encoding="utf-8"), source

@@ -6,6 +6,8 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
+
 from archsearch.catalogue import block_info, block_names
 from archsearch.choices import Misfit, given, read_choices
 from archsearch.dims import Dim
@@ -148,6 +150,12 @@ class StackReader:
         else:
             key = short[0]
             name = self._name(key, (*path, key), key=True)
+        if self._is_block(key, data[key]):
+            line = yaml.safe_dump(data[key], default_flow_style=True, width=1000).strip()
+            block = f"{{{key}: {line}}}" if data[key] else key
+            message = f"'{key}:' is read as the name of a slot here, not as a block"
+            document.problem((*path, key), message, f"write `mixer: {block}`", key=True)
+            return None
         unique, count = name, 1
         while unique in taken:
             count += 1
@@ -158,6 +166,12 @@ class StackReader:
         weights = self._prior(data.get("prior"), options, (*path, "prior"))
         inputs, combine = self._inputs(data, path)
         return Slot(unique, tuple(options), repeat, weights, inputs, combine) if options else None
+
+    def _is_block(self, key: str, value: Any) -> bool:
+        """Whether a slot is called like a block and holds its parameters, or nothing."""
+        if key not in block_names() or not (value is None or isinstance(value, dict)):
+            return False
+        return not value or any(name in (*block_info(key).dims, "of") for name in value)
 
     def _inputs(self, data: dict[str, Any], path: Path) -> tuple[tuple[str | int, ...], Dim]:
         """What a slot reads, and how several inputs become one."""

@@ -26,14 +26,21 @@ def _params(task: Any) -> dict[str, Any]:
     return asdict(task) if is_dataclass(task) and not isinstance(task, type) else {}
 
 
-def save_weights(folder: Path, result: TrialResult, tasks: tuple[Any, ...]) -> None:
-    """Write the weights of a trial's first seed, one file per task, and what they belong to."""
+def save_weights(folder: Path, result: TrialResult, tasks: tuple[Any, ...], trained: str) -> None:
+    """Write the weights of a trial's first seed, one file per task, and what they belong to.
+
+    Args:
+        folder: Directory to make.
+        result: The trial, with its models.
+        tasks: What it was trained on.
+        trained: Which training this is, in words.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     described = {}
-    models = {(run.task, run.seed): m for run, m in zip(result.runs, result.models, strict=True)}
+    made = {(r.task, r.seed): (r, m) for r, m in zip(result.runs, result.models, strict=True)}
     for task in tasks:
         label = task_label(task, tasks)
-        model = models[label, 0]
+        run, model = made[label, 0]
         save_model(model, str(folder / file_name(label)))
         described[label] = {
             "file": file_name(label),
@@ -41,6 +48,7 @@ def save_weights(folder: Path, result: TrialResult, tasks: tuple[Any, ...]) -> N
             "readout": task.readout,
             "length": task.length,
             "params": _params(task),
-            "accuracy": result.accuracies[label],
+            "accuracy": run.accuracy,
+            "trained": trained,
         }
     (folder / "tasks.json").write_text(json.dumps(described, indent=2) + "\n")

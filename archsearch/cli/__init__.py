@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from archsearch.cli import lists, models, scale, search
 from archsearch.errors import ArchsearchError
 
+LIBRARY = (
+    (r"^Value error, ", ""),
+    (r"^Input should be greater than or equal to (.*)", r"it must be \1 or more"),
+    (r"^Input should be less than or equal to (.*)", r"it must be \1 or less"),
+    (r"^Input should be a valid integer\b.*", "it must be a whole number"),
+    (r"^Input should be a valid number\b.*", "it must be a number"),
+)
+"""How the library of the command line begins what it has against a value, and our words for it."""
+
+
+class Verbs(TyperGroup):
+    """The verbs; a value that is wrong is refused in our words."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            for theirs, ours in LIBRARY:
+                error.message = re.sub(theirs, ours, error.message)
+            raise
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Find the best hybrid sequence model that your blocks can make.",
     epilog="Begin with:  archsearch run quickstart",
     no_args_is_help=True,

@@ -73,16 +73,18 @@ def study_of(run: str, storage: str) -> Study:
     """The study of a run directory.
 
     Raises:
-        RunError: if there is no run there.
+        RunError: if there is no run there, or none is named.
     """
-    from archsearch.search.storage import JOURNAL, open_storage
+    from archsearch.search.storage import JOURNAL, must_be_there, open_storage
     from archsearch.search.study import Study
 
     folder = Path(run).resolve()
-    if not (folder / "space.yaml").is_file():
+    if not run or not (folder / "space.yaml").is_file():
         here = sorted(str(p.parent) for p in Path().glob("runs/*/space.yaml"))
-        raise RunError(f"{run} is no run directory; runs here: {', '.join(here) or 'none'}")
+        what = f"{run} is no run directory" if run else "name a run"
+        raise RunError(f"{what}; runs here: {', '.join(here) or 'none'}")
     if storage:
+        must_be_there(storage)
         return Study(open_storage(storage), folder.name)
     if not (folder / JOURNAL).is_file():
         raise RunError(

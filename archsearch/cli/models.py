@@ -175,7 +175,12 @@ def evaluate(
             "training."
         ),
     ] = "",
-    windows: Annotated[int, typer.Option(help="Most windows of text.", min=2)] = 128,
+    windows: Annotated[
+        int,
+        typer.Option(
+            help="Most windows of the longest context; shorter ones are cut from them.", min=2
+        ),
+    ] = 128,
     rows: Annotated[int, typer.Option(help="Rows of a task at each difficulty.", min=2)] = 256,
     seed: Annotated[int, typer.Option(help="Of the rows.")] = 0,
     tokenizer: TokenizerOpt = "",

@@ -113,7 +113,7 @@ def _leave_with_parent() -> None:
 
 @app.command()
 def show(
-    run: RunArg,
+    run: RunArg = "",
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
 ) -> None:
     """Show what a run has found so far."""
@@ -124,7 +124,7 @@ def show(
 
 @app.command()
 def report(
-    run: RunArg,
+    run: RunArg = "",
     out: Annotated[
         Path | None, typer.Option(help="File to write; by default RUN/report.html.")
     ] = None,
@@ -142,7 +142,7 @@ def report(
 
 @app.command()
 def explain(
-    run: RunArg,
+    run: RunArg = "",
     trial: Annotated[str, typer.Option(help="Index of a trial, or best.")] = "best",
     seeds: Annotated[int, typer.Option(help="Fresh seeds of each training.", min=2, max=10)] = 3,
     workers: WorkersOpt = None,
@@ -208,7 +208,7 @@ def check(space: SpaceArg, override: SetOpt = None) -> None:
 
 @app.command()
 def dashboard(
-    run: RunArg,
+    run: RunArg = "",
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 8080,
     storage: Annotated[str, typer.Option(envvar="ARCHSEARCH_STORAGE", help="Storage URL.")] = "",
 ) -> None:

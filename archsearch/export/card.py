@@ -70,7 +70,7 @@ def _figures(origin: Origin) -> dict[str, str]:
     params = sum(p.numel() for p in model.parameters())
     figures = {
         "genome": f"`{genome.key}`",
-        "parameters": count(params),
+        "parameters": f"{count(params)}, with embeddings",
         "width, branches": f"{genome.d_model}, {len(genome.genes)}",
         "vocabulary": str(model.vocab),
     }

@@ -18,12 +18,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from archsearch.errors import BlockError, ExportError, SpaceError, nearest
+from archsearch.catalogue import found
+from archsearch.errors import BlockError, ExportError, SpaceError, likely
 from archsearch.genome import Genome
 from archsearch.model import Model, Readout
 from archsearch.space_yaml import dump
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from archsearch.mup import Base
 
 FORMAT = 1
@@ -130,9 +133,19 @@ def load(folder: str | Path, task: str | None = None) -> Model:
         raise ExportError(f"{folder} holds a genome without weights; train it first")
     name = task or next(iter(tasks))
     if name not in tasks:
-        raise ExportError(f"{folder} has no weights for '{name}'; {nearest(name, tasks)}")
+        raise no_weights(str(folder), name, tasks)
     file, vocab, readout = tasks[name]
     return filled(genome, vocab, folder / file, readout)
+
+
+def no_weights(where: str, name: str, tasks: Iterable[str]) -> ExportError:
+    """What to say of a task whose weights are not among those that there are."""
+    known = found("tasks")
+    hint = "" if name in known else likely(name, {*tasks, *known})
+    return ExportError(
+        f"{where} has no weights for '{name}'; {hint}it has those of {', '.join(tasks)}, and other "
+        "tasks need weights that were trained on them"
+    )
 
 
 def filled(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from archsearch.errors import ExportError, RunError, SpaceError, nearest
-from archsearch.export.files import filled
+from archsearch.errors import ExportError, RunError, SpaceError
+from archsearch.export.files import filled, no_weights
 from archsearch.genome import Genome
 from archsearch.model import Model, build
 from archsearch.mup import Base
@@ -74,11 +74,11 @@ def of_task(genome: Genome, weights: Path, task: str | None) -> Origin | None:
         tasks: dict[str, Any] = json.loads((weights / "tasks.json").read_text())
         name = task or next(iter(tasks))
         if name not in tasks:
-            raise ExportError(f"there are no weights for '{name}'; {nearest(name, tasks)}")
-        file, vocab, readout = (tasks[name][key] for key in ("file", "vocab", "readout"))
-        figures = {
-            f"accuracy on {label}": f"{about['accuracy']:.3f}" for label, about in tasks.items()
-        }
+            raise no_weights(genome.key, name, tasks)
+        about = tasks[name]
+        file, vocab, readout = (about[key] for key in ("file", "vocab", "readout"))
+        where = about.get("trained", "one training of the search or of its finals")
+        figures = {f"accuracy on {name}": f"{about['accuracy']:.3f} on held-out rows ({where})"}
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         raise ExportError(f"{weights / 'tasks.json'} is damaged") from None
     known: Readout = readout
@@ -132,6 +132,12 @@ def _of_checkpoint(place: Path, step: Path, state: dict[str, Any], name: str) ->
         model=model, what="trained on text by archsearch scale", tokenizer=name,
         separator=known.separator, figures=figures,
     )  # fmt: skip
+
+
+def below(folder: Path) -> str:
+    """The trainings of `scale` one and two levels below a directory, as the end of an error."""
+    inside = sorted({str(step.parent) for step in folder.glob("*/*/step-*")})
+    return f"; models in it: {', '.join(inside)}" if inside else ""
 
 
 def _result(place: Path) -> dict[str, str]:

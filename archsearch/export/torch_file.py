@@ -106,8 +106,8 @@ def in_words(model: Model) -> str:
     return "\n".join((
         f"Language model {genome.key}, written by archsearch {version('archsearch')}.",
         "",
-        f"{params} parameters, width {genome.d_model}, {model.vocab} tokens. Its residual "
-        "branches, from the embeddings on:",
+        f"{params} parameters with embeddings, width {genome.d_model}, {model.vocab} tokens. Its",
+        "residual branches, from the embeddings on:",
         "",
         *_branches(genome.genes, ""),
         "",

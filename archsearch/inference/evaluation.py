@@ -40,19 +40,24 @@ class TextScore:
 
 
 @torch.no_grad()
-def text_score(model: Model, corpus: Corpus, context: int, windows: int) -> TextScore:
+def text_score(
+    model: Model, corpus: Corpus, context: int, windows: int, longest: int = 0
+) -> TextScore:
     """Bits per byte on the validation part of a text, each window read from an empty state.
 
     Args:
         model: In eval mode.
         corpus: In the tokens that the model reads.
         context: Tokens of a window.
-        windows: Most windows; evenly spaced over the text.
+        windows: Most stretches of text; evenly spaced over it.
+        longest: Tokens of a stretch, which is cut into windows; by default it is one window. With
+            the same one, contexts that divide it are scored on the same tokens.
 
     Raises:
-        CorpusError: if the text is shorter than a window.
+        CorpusError: if the text is shorter than a stretch.
     """
-    rows_BT = corpus.held_out(windows, context)
+    stretches_BT = corpus.held_out(windows, longest or context)
+    rows_BT = stretches_BT.unfold(1, context + 1, context).flatten(0, 1)
     device, losses = model.readout.weight.device, []
     for part_BT in rows_BT.split(max(1, BATCH_TOKENS // context)):
         part_BT = part_BT.to(device)

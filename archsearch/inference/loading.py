@@ -27,6 +27,7 @@ from archsearch.catalogue import found
 from archsearch.errors import BlockError, CorpusError, ExportError, SpaceError
 from archsearch.export import load as load_export
 from archsearch.export.folder import manifest
+from archsearch.export.origin import below
 from archsearch.genome import Genome
 from archsearch.inference.vocabulary import Vocabulary
 from archsearch.model import Model
@@ -126,11 +127,9 @@ def _place(folder: Path) -> Path:
             return place
         if known := checkpoint.latest(place):
             return known[0]
-    inside = sorted({str(p.parent) for p in folder.glob("*/*/step-*")})
-    there = f"; models in it: {', '.join(inside)}" if inside else ""
     raise ExportError(
         f"{folder} holds no model: neither {CONFIG}, as `archsearch export` writes it, nor step-*, "
-        f"as `archsearch scale` does{there}"
+        f"as `archsearch scale` does{below(folder)}"
     )
 
 

@@ -103,6 +103,8 @@ def _seen(found: Pattern) -> Seen:
     few = sorted({round(i * (count - 1) / max(1, HEADS - 1)) for i in range(HEADS)})
     what = "channel" if found.channels else "head"
     title = f"{found.name}, {count} {what}{'s' if count > 1 else ''}"
+    if len(few) < count:
+        title += f"; small: {len(few)} of {count} {what}s"
     heads = tuple((h, _relative(weights_HTS[h])) for h in few) if count > 1 else ()
     return Seen(title, _relative(share_HTS.mean(0)), heads)
 

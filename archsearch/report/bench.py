@@ -64,7 +64,7 @@ def bench(
         params = count(sum(p.numel() for p in model.parameters()))
         known_as = f" ({baseline})" if name == OTHER else ""
         console.print(
-            f"{name}{known_as}: {model.genome.text()}, {params} parameters",
+            f"{name}{known_as}: {model.genome.text()}, {params} parameters with embeddings",
             markup=False, soft_wrap=True,
         )  # fmt: skip
     figures = measure(models, contexts, seconds)

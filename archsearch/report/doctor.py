@@ -85,7 +85,9 @@ def _choice(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
     try:
         return choose(op, problem, wanted(op))
     except ModelError as error:
-        return Choice(NEVER, "asked for, which fails", {wanted(op): str(error)})
+        # the rest of the message names op and type, which may be told once for several
+        reason = str(error).partition(f"with {_word(dtype)}: ")[2] or str(error)
+        return Choice(NEVER, "asked for, which fails", {wanted(op): reason})
 
 
 def _device(device: torch.device) -> Iterator[tuple[str, str]]:

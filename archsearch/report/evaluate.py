@@ -49,7 +49,7 @@ def on_text(
         loaded: A model of text.
         sources: See `scale.sources`; none for the standard library of this Python.
         contexts: In tokens; none for 1, 2 and 4 times that of training.
-        windows: Most windows of each length.
+        windows: Most windows of the longest context; the same text is cut into shorter ones.
         cache: Where token files are kept.
         console: Where the table goes.
 
@@ -73,7 +73,8 @@ def on_text(
     lengths = contexts or [trained * factor for factor in LONGER]
     if not contexts:
         lengths = [n for n in lengths if n == trained or n < len(corpus.validation)]
-    scores = [text_score(loaded.model, corpus, length, windows) for length in lengths]
+    longest = max(lengths)
+    scores = [text_score(loaded.model, corpus, n, windows, longest) for n in lengths]
     known = {"": "what training saw is not recorded", corpus.key: "held out from training"}
     console.print(
         f"{corpus.name}: the last {count(len(corpus.validation) * corpus.bytes_per_token)} of "
@@ -94,6 +95,8 @@ def on_text(
     for name, bits in (("bytes by frequency", corpus.order0), ("xz", corpus.xz)):
         table.add_row(name, "", f"{bits:.3f}")
     console.print(table)
+    if uneven := [str(n) for n in lengths if longest % n]:
+        console.print(f"{', '.join(uneven)} leave out the end of each {longest} tokens")
     return scores
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from archsearch.errors import ExportError, RunError
 from archsearch.export.files import export, load
-from archsearch.export.origin import Origin, of_task, scaled_up, untrained
-from archsearch.export.write import Kind, write, write_pattern
+from archsearch.export.gguf import FILE
+from archsearch.export.origin import Origin, below, of_task, scaled_up, untrained
+from archsearch.export.write import PATTERN, Kind, write, write_pattern
 from archsearch.report.session import pick
 from archsearch.space_yaml import load_genome
 
@@ -43,20 +44,28 @@ def export_run(
         RunError: if there is no such trial.
         ExportError: if it cannot be written in this format; others of the front are.
     """
+    if asked.task and asked.format in ("auto", "yaml", "pattern"):
+        what = "no weights" if asked.format == "pattern" else "the weights of every task"
+        raise ExportError(
+            f"{'pattern' if asked.format == 'pattern' else 'yaml'} holds {what}; leave --task "
+            f"{asked.task} out, or choose --format hf, torch, native or gguf for those of one task"
+        )
     if trial != "front":
-        _export_trial(pick(study, trial), folder, target, asked, console)
+        _next(console, _export_trial(pick(study, trial), folder, target, asked, console))
         return
     front = study.front()
     if not front:
         pick(study, "best")
     if target.exists() and not asked.force and (target.is_file() or any(target.iterdir())):
         raise ExportError(f"{target} is not empty; nothing was written. --force replaces it")
-    refused = []
+    refused, follow = [], list[str]()
     for record in front:
         try:
-            _export_trial(record, folder, target / f"trial-{record.index}", asked, console)
+            place = target / f"trial-{record.index}"
+            follow.append(_export_trial(record, folder, place, asked, console))
         except ExportError as error:
             refused.append(f"trial {record.index} was not written: {error}")
+    _next(console, next(filter(None, follow), ""))
     if refused:
         raise ExportError("\n".join(refused))
 
@@ -74,7 +83,10 @@ def export_other(source: str, target: Path, asked: Asked, console: Console) -> N
     if origin is None and (place / "model.yaml").is_file() and (place / "config.json").is_file():
         origin = Origin(model=load(place, asked.task), what=f"those of {place.resolve().name}")
     if origin is None and place.is_dir():
-        raise RunError(f"{source} holds no run, no training of `archsearch scale` and no export")
+        raise RunError(f"{source} holds no run, no training of `archsearch scale` and no "
+                       f"export{below(place)}")  # fmt: skip
+    if asked.task and not (place / "model.yaml").is_file():
+        raise ExportError(f"{source} has no weights of tasks; leave --task {asked.task} out")
     if origin is None:
         genome = load_genome(source)
         if asked.format == "yaml":
@@ -82,35 +94,33 @@ def export_other(source: str, target: Path, asked: Asked, console: Console) -> N
             _told(console, target, genome, "without weights")
             return
         if asked.format == "pattern":
-            _pattern(genome, target, asked, console)
+            _next(console, _pattern(genome, target, asked, console))
             return
         origin = untrained(genome, asked.tokenizer)
     elif asked.format == "yaml":
         raise ExportError("yaml holds weights of a search alone; these fit --format hf or torch")
-    _write(origin, target, asked, console)
+    _next(console, _write(origin, target, asked, console))
 
 
 def _export_trial(
     record: Record, folder: Path, target: Path, asked: Asked, console: Console
-) -> None:
+) -> str:
+    """Export one trial; what may be typed next."""
     weights = folder / "weights" / record.genome.key
     if asked.format in ("auto", "yaml"):
         export(record.genome, weights, target, force=asked.force)
         _told(console, target, record.genome)
         if not (weights / "tasks.json").is_file():
             console.print(NO_WEIGHTS)
-            return
-        code = f"import archsearch; print(archsearch.load('{target}'))"
-        console.print(f'next: python -c "{code}"', markup=False, soft_wrap=True)
-        return
+            return ""
+        return _python(f"import archsearch; print(archsearch.load('{target}'))")
     if asked.format == "pattern":
-        _pattern(record.genome, target, asked, console)
-        return
+        return _pattern(record.genome, target, asked, console)
     origin = of_task(record.genome, weights, asked.task)
     if origin is None:
         console.print(NO_WEIGHTS)
         origin = untrained(record.genome, asked.tokenizer)
-    _write(origin, target, asked, console)
+    return _write(origin, target, asked, console)
 
 
 NO_WEIGHTS = (
@@ -119,22 +129,41 @@ NO_WEIGHTS = (
 )
 
 
-def _write(origin: Origin, target: Path, asked: Asked, console: Console) -> None:
+def _write(origin: Origin, target: Path, asked: Asked, console: Console) -> str:
+    """Write a model; what may be typed next."""
     if asked.format == "pattern":
-        _pattern(origin.model.genome, target, asked, console)
-        return
+        return _pattern(origin.model.genome, target, asked, console)
     kind: Kind = "hf" if asked.format == "auto" or asked.format == "yaml" else asked.format
     known_as = write(origin, target, kind, force=asked.force)
     said = f"as {known_as}, {origin.what}" if known_as else origin.what
     _told(console, target, origin.model.genome, said)
     if kind == "torch":
-        code = f"import sys; sys.path.append('{target}'); import model; print(model.load())"
-        console.print(f'next: python -c "{code}"', markup=False, soft_wrap=True)
+        return _python(
+            f"import sys; sys.path.append('{target}'); import model; print(model.load())"
+        )
+    if kind == "native":
+        known = "from transformers import AutoModelForCausalLM as Auto"
+        return _python(f"{known}; print(Auto.from_pretrained('{target}'))")
+    if kind == "gguf":
+        return f"llama-cli -m {target / FILE} -p Once"
+    if origin.tokenizer and not origin.model.genome.bidirectional:
+        return f"archsearch generate {target} --prompt Once"
+    return f"archsearch bench {target}" if not origin.model.genome.bidirectional else ""
 
 
-def _pattern(genome: Genome, target: Path, asked: Asked, console: Console) -> None:
+def _pattern(genome: Genome, target: Path, asked: Asked, console: Console) -> str:
     said = write_pattern(genome, target, force=asked.force)
     _told(console, target, genome, said)
+    return f"cat {target / PATTERN}"
+
+
+def _python(code: str) -> str:
+    return f'python -c "{code}"'
+
+
+def _next(console: Console, command: str) -> None:
+    if command:
+        console.print(f"next: {command}", markup=False, soft_wrap=True)
 
 
 def _told(console: Console, target: Path, genome: Genome, what: str = "") -> None:

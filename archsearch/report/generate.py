@@ -125,7 +125,7 @@ def answer(loaded: Loaded, count: int, rows: int, asked: Asked, console: Console
     )  # fmt: skip
     console.print(
         f"{loaded.label}: {found.questions} questions in {found.rows} rows of {task.length} "
-        f"tokens, {found.positions:.3g} scored positions each\n",
+        f"tokens, {found.positions:.3g} scored position{'s'[: found.positions != 1]} each\n",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     table = Table(box=None, pad_edge=False, header_style="dim")

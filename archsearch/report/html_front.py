@@ -15,6 +15,7 @@ from archsearch.report.html_parts import (
     around,
     code,
     details,
+    genome,
     html,
     join,
     mark,
@@ -89,7 +90,7 @@ def _winner(sheet: Sheet) -> Iterator[Html]:
         said = f"{waiting} trials wait at a rung." if waiting else "No trial ended well."
         yield paragraph(said, kind="lede")
         return
-    name = tag("b", sheet.text(best), class_="genome")
+    name = genome(sheet.text(best), "b")
     final = sheet.final(best)
     if final is None:
         goal, value = sheet.goals[0].name, best.values[0]
@@ -223,9 +224,9 @@ def _members(sheet: Sheet, records: Sequence[Record]) -> Html:
     rows = []
     for record in records:
         name = sheet.named.get(record.genome.key, "")
-        genome = [code(sheet.text(record))] + ([" ", tag("small", name)] if name else [])
+        known_as = [genome(sheet.text(record))] + ([" ", tag("small", name)] if name else [])
         rows.append([
-            f"#{record.index}", join(genome), count(record.attrs["params"]),
+            f"#{record.index}", join(known_as), count(record.attrs["params"]),
             size(record.attrs["state_bytes"]), f"{record.score:.3f}",
             *(quantity(goal, record.values[i]) for i, goal in extra), _differs(sheet, record),
         ])  # fmt: skip
@@ -314,7 +315,7 @@ def finals(sheet: Sheet) -> Html:
         stand = "winner" if finalist is won else "tied" if finalist in group else "behind"
         harder = finalist.harder
         rows.append([
-            f"#{record.index}", join([code(sheet.text(record)), " ", tag("small", stand)]),
+            f"#{record.index}", join([genome(sheet.text(record)), " ", tag("small", stand)]),
             whisker(mean, around(mean, half), (low, high), stand),
             with_interval(f"{mean:.3f}", f"{half:.3f}"), f"{record.score:.3f}",
             "-" if harder is None else f"{harder:.3f}",

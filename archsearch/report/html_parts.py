@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -55,6 +56,13 @@ def paragraph(*parts: str, kind: str = "") -> Html:
 def code(text: str) -> Html:
     """A word of code."""
     return tag("code", text)
+
+
+def genome(text: str, name: str = "code") -> Html:
+    """A genome on one line, which does not break within the brackets of a block if it can."""
+    pieces = re.split(r"(\S*\[[^\]]*\]\S*)", text)
+    inside = (tag("span", p, class_="whole") if i % 2 else p for i, p in enumerate(pieces))
+    return tag(name, join(inside), class_="genome" if name != "code" else "")
 
 
 def command(*lines: str) -> Html:

@@ -14,6 +14,7 @@ from archsearch.report.html_parts import (
     around,
     code,
     details,
+    genome,
     join,
     mark,
     paragraph,
@@ -171,7 +172,7 @@ def lineage(sheet: Sheet) -> Html:
 
 def _step(sheet: Sheet, record: Record, told: str) -> Html:
     parts = [
-        tag("b", f"#{record.index}"), " ", code(sheet.text(record)), f" score {record.score:.3f}",
+        tag("b", f"#{record.index}"), " ", genome(sheet.text(record)), f" score {record.score:.3f}",
         tag("small", told),
     ]  # fmt: skip
     return tag("li", join(parts))

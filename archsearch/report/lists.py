@@ -58,9 +58,10 @@ def space_table() -> RenderableType:
         else:
             size = f"{experiment.space.size:.3g}"
             table.add_row(name, size, str(len(experiment.tasks)), about)
-    named = Text(f"in full size: {', '.join(full)}")
+    named = Text(f"in full size, each with {FULL_SIZE} before it: {', '.join(full)}")
+    ends = Text(f"baselines have {BASELINES} before them; the end of a name is enough")
     steps = Text("next: archsearch check NAME, archsearch run NAME")
-    return Group(table, Text(), baselines, named, Text(), steps)
+    return Group(table, Text(), baselines, named, ends, Text(), steps)
 
 
 def block_table() -> RenderableType:

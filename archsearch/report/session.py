@@ -168,9 +168,10 @@ def summary(study: Study, folder: Path) -> RenderableType:
     if front:
         parts.append(trial_table(front, goals, varying, best, title=f"front of {len(front)}"))
     if len(rows) > len(front):
-        parts += [Text(), trial_table(rows[len(front) :], goals, varying, title="the others")]
+        parts += [Text(), trial_table(rows[len(front) :], goals, varying, best, "the others")]
     if more := len(records) - len(beside) - len(rows):
         parts.append(Text(f"and {more} more", style="dim"))
+    parts.append(Text(_legend(study, best), style="dim"))
     if beside:
         parts += [Text(), trial_table(beside, goals, varying, title="for comparison")]
         parts.append(Text(f"not in the space: {', '.join(strangers(experiment))}", style="dim"))
@@ -200,6 +201,16 @@ def summary(study: Study, folder: Path) -> RenderableType:
     parts.append(Text(f"next: archsearch report {folder}"))
     parts.append(Text(f"next: archsearch dashboard {folder}"))
     return Group(*parts)
+
+
+def _legend(study: Study, best: Record | None) -> str:
+    """What stands below the tables of trials."""
+    params = "params: without embeddings"
+    if best is None:
+        return params
+    if study.finals() is None:
+        return f"> winner; {params}"
+    return f"> winner, named on fresh seeds, so it need not be on the front; {params}"
 
 
 def pick(study: Study, which: str) -> Record:

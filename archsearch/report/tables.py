@@ -22,7 +22,10 @@ def trial_table(
     best: Record | None = None,
     title: str = "genome",
 ) -> Table:
-    """Trials, one a row: genome, parameters, state, score with its spread, other objectives."""
+    """Trials, one a row: genome, parameters, state, score with its spread, other objectives.
+
+    The row of `best` is marked with >. Parameters are counted without embeddings.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column(title, overflow="fold")
@@ -35,15 +38,16 @@ def trial_table(
         attrs = record.attrs
         ended = record.status == "ok"
         scored = ended or record.status == "paused"
+        won = best is not None and record.index == best.index
         table.add_row(
-            str(record.index),
+            f"> {record.index}" if won else str(record.index),
             Text(record.genome.text(varying)),
             count(attrs["params"]),
             size(attrs["state_bytes"]),
             f"{record.score:.3f}" if scored else Text(record.status, style="yellow"),
             f"{record.error:.3f}" if ended else Text(record.status, style="dim") if scored else "",
             *(quantity(goal, record.values[i]) if record.values else "" for i, goal in extra),
-            style="bold" if best and record.index == best.index else "",
+            style="bold" if won else "",
         )
     return table
 

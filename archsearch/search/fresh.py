@@ -88,7 +88,7 @@ def _training(
     folder = weights / genome.key if weights and k == 0 else None
     if folder and not (folder / "tasks.json").is_file():
         try:
-            save_weights(folder, result, experiment.tasks)
+            save_weights(folder, result, experiment.tasks, "in the finals, first fresh seed")
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(f"{folder} cannot be written: {reason}") from None

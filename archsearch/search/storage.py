@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +148,24 @@ def open_storage(place: str | Path) -> BaseStorage:
         return JournalStorage(Journal(str(journal), lock_obj=lock))
     except OSError as error:
         raise RunError(f"{journal} cannot be used: {error.strerror}") from None
+
+
+def must_be_there(url: str) -> None:
+    """Refuse an SQLite database whose file does not exist, which to open would make it.
+
+    Raises:
+        RunError: if there is no such file.
+    """
+    with suppress(SQLAlchemyError, ValueError):  # `open_storage` says what is wrong with a URL
+        known = make_url(url)
+        file = known.database or ":memory:"
+        if known.get_backend_name() != "sqlite" or file == ":memory:" or file.startswith("file:"):
+            return
+        if not Path(file).is_file():
+            raise RunError(
+                f"the storage {_without_password(url)} is not there: {file} is no file. Only "
+                "`archsearch run` makes one"
+            )
 
 
 @contextmanager

@@ -277,7 +277,8 @@ class Worker:
             export = f"archsearch export {self.folder} DIR --trial {self._numbers[trial.number]}"
             publish(trial, self.artifacts, genome, cost, result, export)
             if result.status == "ok":
-                save_weights(self.folder / "weights" / genome.key, result, self.experiment.tasks)
+                weights = self.folder / "weights" / genome.key
+                save_weights(weights, result, self.experiment.tasks, "in the search, first seed")
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(

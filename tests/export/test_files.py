@@ -56,7 +56,7 @@ def made(trained, tmp_path):
 
     def make(name="plain", target="model"):
         result = trained(name)
-        save_weights(tmp_path / "weights", result, TASKS)
+        save_weights(tmp_path / "weights", result, TASKS, "here")
         export(GENOMES[name], tmp_path / "weights", tmp_path / target)
         models = {run.task: m for run, m in zip(result.runs, result.models, strict=True)}
         return tmp_path / target, GENOMES[name], models
@@ -122,7 +122,7 @@ def test_the_first_weights_are_loaded_unless_others_are_named(made):
 def test_two_tasks_of_one_name_keep_their_own_weights(tmp_path):
     tasks = (RECALL, InContextRecall(vocab=12, seq_len=16))
     result = run_trial(GENOMES["plain"], tasks, RECIPE, 0)
-    save_weights(tmp_path / "weights", result, tasks)
+    save_weights(tmp_path / "weights", result, tasks, "here")
     export(GENOMES["plain"], tmp_path / "weights", tmp_path / "model")
     vocabs = [load(tmp_path / "model", run.task).vocab for run in result.runs]
     assert vocabs == [8, 12]
@@ -130,7 +130,7 @@ def test_two_tasks_of_one_name_keep_their_own_weights(tmp_path):
 
 def test_of_several_seeds_the_first_is_kept(tmp_path):
     result = run_trial(GENOMES["plain"], (RECALL,), RECIPE.model_copy(update={"seeds": 2}), 0)
-    save_weights(tmp_path / "weights", result, (RECALL,))
+    save_weights(tmp_path / "weights", result, (RECALL,), "here")
     export(GENOMES["plain"], tmp_path / "weights", tmp_path / "model")
     inputs_BT, _ = RECALL.sample(2, generator("rows"))
     first, second = (model.eval()(inputs_BT) for model in result.models)

@@ -37,7 +37,7 @@ def of_tasks(tmp_path_factory):
     recipe = Recipe(steps=40, evals=1, batch=16, eval_rows=16, lr=1e-2)
     result = run_trial(HYBRID, TASKS, recipe, 0)
     assert result.status == "ok", result.why
-    save_weights(folder / "weights", result, TASKS)
+    save_weights(folder / "weights", result, TASKS, "here")
     return export(HYBRID, folder / "weights", folder / "model")
 
 
