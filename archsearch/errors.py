@@ -81,15 +81,9 @@ class OutOfMemory(TrialError):
     status = "oom"
 
 
-def likely(name: str, known: Iterable[str], most: int = 1) -> str:
-    """`did you mean 'x'? ` where legal names are near, `most` of them; else nothing."""
-    close = get_close_matches(str(name), sorted(known), n=most, cutoff=0.6)
-    between = "' or '".join(close)
-    return f"did you mean '{between}'? " if close else ""
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """The words that follow "unknown ...": the nearest legal name, then all of them."""
     known = sorted(known)
-    hint = likely(name, known)
+    close = get_close_matches(str(name), known, n=1, cutoff=0.6)
+    hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}known: {', '.join(known)}" if known else f"{hint}none is known here"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archsearch.catalogue import found
-from archsearch.errors import SpaceError, likely
+from archsearch.errors import SpaceError
+from archsearch.words import likely
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,6 +1,12 @@
-"""Numbers and times as people read them."""
+"""Numbers and times as people read them, and names that they may have meant."""
 
 from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def count(number: float) -> str:
@@ -50,3 +56,10 @@ def quantity(name: str, value: float) -> str:
     if name in ("score", "loss"):
         return f"{value:.3f}"
     return count(value)
+
+
+def likely(name: str, known: Iterable[str], most: int = 1) -> str:
+    """`did you mean 'x'? ` where known names are near, `most` of them; else nothing."""
+    close = get_close_matches(name, sorted(known), n=most, cutoff=0.6)
+    between = "' or '".join(close)
+    return f"did you mean '{between}'? " if close else ""

@@ -238,6 +238,32 @@ def test_a_place_without_a_run(here, command):
     refused(*command, cwd=here, code=3, words=words)
 
 
+@pytest.mark.parametrize("verb", ["show", "report", "explain", "dashboard"])
+def test_without_a_run_the_runs_are_listed(here, verb):
+    done = in_process(verb, cwd=here)
+    assert (done.returncode, done.stderr) == (3, "name a run; runs here: runs/tiny\n")
+
+
+def test_who_reads_makes_no_database(here):
+    done = in_process("show", "runs/tiny", "--storage", "sqlite:///nope.db", cwd=here)
+    assert (done.returncode, "nope.db is no file" in done.stderr) == (3, True)
+    assert not (here / "nope.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("eval runs/tiny --windows 1", "'--windows': it must be 2 or more"),
+        ("eval runs/tiny --windows x", "'--windows': it must be a whole number"),
+        ("export runs/tiny out --format onnx", "'--format': 'onnx' is not one of 'auto'"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_our_words(here, command, words):
+    done = in_process(*command.split(), cwd=here)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
 def test_a_port_in_use(here):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

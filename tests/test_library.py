@@ -47,12 +47,17 @@ def test_a_short_name_that_two_could_have_is_nobodys(monkeypatch):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["gemma-2b", "full/gemma-2b", "baselines/full/gemma-2b"])
+def test_any_end_of_a_name_that_is_unique_will_do(name):
+    assert read_space(name)[1] == "baselines/full/gemma-2b.yaml"
+
+
 def test_what_is_not_there(tmp_path):
-    spaces = ", ".join(sorted(short_names()))
     assert complaint("quickstrat") == (
-        "quickstrat does not exist and is no shipped space; did you mean 'quickstart'? known: "
-        + spaces
+        "quickstrat does not exist and is no shipped space; did you mean 'quickstart'? "
+        "`archsearch spaces` lists all"
     )
+    assert "did you mean 'gemma-2b' or 'gemma'?" in complaint("gemma-2c")
     assert complaint(tmp_path).startswith(f"{tmp_path} is a directory and is no shipped space")
 
 

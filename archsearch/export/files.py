@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from archsearch.catalogue import found
-from archsearch.errors import BlockError, ExportError, SpaceError, likely
+from archsearch.errors import BlockError, ExportError, SpaceError
 from archsearch.genome import Genome
 from archsearch.model import Model, Readout
 from archsearch.space_yaml import dump
+from archsearch.words import likely
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

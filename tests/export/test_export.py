@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import asdict
 
 import pytest
@@ -173,6 +174,35 @@ def test_a_model_of_a_task_has_no_tokenizer_and_says_so(run, tmp_path, unchecked
     card = (tmp_path / "out" / "README.md").read_text()
     assert "there is no text" in card
     assert "accuracy on mad/in-context-recall" in card
+    assert "accuracy on mad/compression" not in card, "other weights have that"
+    assert re.search(r"on held-out rows \(in the (search|finals), first (fresh )?seed\)", card)
+    assert "with embeddings" in card
+
+
+@pytest.mark.parametrize("kind", ["auto", "yaml", "pattern"])
+def test_a_task_is_refused_where_it_means_nothing(run, tmp_path, kind):
+    study, folder = run
+    with pytest.raises(ExportError, match="leave --task mad/copying out"):
+        export_run(study, folder, "best", tmp_path / "x", asked(kind, task="mad/copying"), quiet())
+    with pytest.raises(ExportError, match="leave --task mad/copying out"):
+        export_other("gemma", tmp_path / "x", asked(kind, task="mad/copying"), quiet())
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_directory_of_trainings_lists_them(trained, tmp_path):
+    folder, _ = trained()
+    with pytest.raises(RunError, match=rf"models in it: {folder / 'winner'}"):
+        export_other(str(tmp_path), tmp_path / "out", asked(), quiet())
+
+
+@pytest.mark.parametrize("kind", ["pattern", "yaml", "torch"])
+@pytest.mark.parametrize("trial", ["best", "front"])
+def test_an_export_says_once_what_to_do_next(run, tmp_path, unchecked, monkeypatch, kind, trial):
+    study, folder = run
+    monkeypatch.setattr("archsearch.export.write.pattern", lambda genome: "M-")
+    console = Console(file=io.StringIO())
+    export_run(study, folder, trial, tmp_path / "out", asked(kind), console)
+    assert console.file.getvalue().count("next: ") == 1
 
 
 def test_the_front_becomes_a_directory_for_each_of_its_trials(run, tmp_path):

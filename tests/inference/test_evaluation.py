@@ -43,6 +43,13 @@ def test_the_best_model_of_a_text_scores_its_entropy(of_text):
     assert 2 < few / many < 4.5, "the error falls with the root of the windows"
 
 
+def test_every_context_is_scored_on_the_same_text(of_text):
+    one, two, whole = (text_score(Knowing(), of_text[2], n, 8, 64) for n in (16, 32, 64))
+    assert [score.windows for score in (one, two, whole)] == [32, 16, 8]
+    assert one.bits == pytest.approx(whole.bits, rel=1e-5), "what it knows needs no context"
+    assert two.bits == pytest.approx(whole.bits, rel=1e-5)
+
+
 def test_a_trained_model_lies_between_its_source_and_chance(of_text):
     loaded = load(of_text[0])
     score = text_score(loaded.model, of_text[2], 32, 64)

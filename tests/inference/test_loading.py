@@ -176,6 +176,8 @@ def test_what_holds_no_model_says_what_would(of_text, of_tasks, tmp_path):
         load(of_text[0].parent)
     with pytest.raises(ExportError, match="trained on text"):
         load(of_text[0], task="mad/compression")
+    with pytest.raises(ExportError, match=r"did you mean 'mad/compression'.*trained on them"):
+        load(of_tasks, "mad/compresion")
     with pytest.raises(ExportError, match="no weights for"):
         load(of_tasks, task="mad/memorization")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')

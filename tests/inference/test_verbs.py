@@ -13,13 +13,19 @@ import torch
 from rich.console import Console
 
 from archsearch.errors import ModelError
+from archsearch.genome import Gene, Genome
 from archsearch.inference import load
 from archsearch.inference.decoding import generate
+from archsearch.inference.loading import Loaded
+from archsearch.inference.vocabulary import Vocabulary
+from archsearch.model import build
+from archsearch.mup import Base
 from archsearch.report.attend import attend, coloured, png
 from archsearch.report.bench import bench, contexts_of
 from archsearch.report.evaluate import on_task, on_text, write_scores
 from archsearch.report.generate import Asked, answer, go_on
 from archsearch.report.panels import Curve, Panel, draw_panels
+from archsearch.train import generator
 from tests.helpers import archsearch
 
 PLAIN = {
@@ -210,3 +216,17 @@ def test_the_command_line_knows_the_verbs_and_ends_in_sentences(of_text, tmp_pat
     assert done.returncode == 4
     assert "is no directory" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_mixer_with_many_heads_says_how_many_are_drawn(tmp_path):
+    genome = Genome(64, (Gene.of("attention", heads=16),))
+    model = build(genome, 8, generator=generator("heads")).eval()
+    loaded = Loaded(
+        folder=tmp_path,
+        model=model,
+        vocabulary=Vocabulary.of_ids(8),
+        context=None,
+        base=Base(64, 1),
+    )
+    attend(loaded, "1 2 3", tmp_path / "page.svg", Console(file=io.StringIO()))
+    assert "8 of 16 heads" in (tmp_path / "page.svg").read_text()

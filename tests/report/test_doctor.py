@@ -73,6 +73,7 @@ def test_a_wish_that_cannot_be_met_is_shown_and_no_crash():
     done = run(ARCHSEARCH_BACKEND="ttt:fla")
     assert done.returncode == 0, done.stderr
     assert "ttt none none" in " ".join(done.stdout.split())
+    assert done.stdout.count("fla (ttt)") == 1
     done = run(ARCHSEARCH_BACKEND="tt:fla")
     assert (done.returncode, "did you mean 'ttt'?" in done.stderr) == (6, True), done.stderr
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from archsearch.errors import RunError
 from archsearch.report.explain import edits_of
 from archsearch.report.html import page
-from archsearch.report.html_parts import join, mark, table, tag, track
+from archsearch.report.html_parts import genome, join, mark, table, tag, track
 from archsearch.report.html_plot import Axis, Dot, scatter
 from archsearch.report.html_sheet import Sheet
 from archsearch.search.finals import Fresh
@@ -284,3 +284,11 @@ def test_a_real_browser_shows_it_at_every_width_and_tells_what_is_tapped(finishe
             told = page.run("document.querySelector('.told').textContent")
             assert told == page.run("document.querySelector('.dot.winner title').textContent")
         assert {request.split(":")[0] for request in page.requests} == {"file"}
+
+
+def test_a_genome_breaks_between_its_blocks_and_not_within_brackets():
+    said = genome("5x(a[b=1] c[d=<,e=2]) f")
+    assert said == (
+        '<code><span class="whole">5x(a[b=1]</span> '
+        '<span class="whole">c[d=&lt;,e=2])</span> f</code>'
+    )

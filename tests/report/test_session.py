@@ -56,6 +56,10 @@ def test_show_prints_the_table_of_the_run(finished, study):
     for record in study.front():
         assert f"{record.score:.3f}" in shown.stdout
     assert max(len(line) for line in shown.stdout.splitlines()) <= 80
+    tables, _, _ = shown.stdout.partition("finals on")
+    assert re.findall(r"^> *(\d+) ", tables, re.MULTILINE) == [str(study.best().index)]
+    legend = "> winner, named on fresh seeds, so it need not be on the front; params: without embed"
+    assert legend in " ".join(tables.split())
 
 
 def test_the_front_holds_exactly_the_trials_that_none_dominates(study):
