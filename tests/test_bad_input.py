@@ -169,6 +169,7 @@ def test_a_full_disk(tmp_path):
             assert score in again.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_small_disk_that_is_full(tmp_path):
     runs = tmp_path / "runs"
