@@ -96,6 +96,7 @@ def start(*args, cwd):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_finals_that_were_stopped_go_on_with_those_that_are_left(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 8", "steps: 100"))
     args = ("tiny.yaml", "--workers", "1", "--trials", "3")

@@ -154,6 +154,7 @@ def test_the_model_was_really_asked(unbroken):
     assert found[18:] != keys[18:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
 def test_five_kills_at_random_moments_change_nothing(tmp_path, unbroken, seed):
     text = SLOW.replace("steps: 60", "steps: 200")
