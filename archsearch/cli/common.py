@@ -15,6 +15,8 @@ from archsearch.errors import RunError, SpaceError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import torch
+
     from archsearch.search.study import Study
     from archsearch.space_yaml import Experiment
 
@@ -39,7 +41,7 @@ TokenizerOpt = Annotated[
 
 
 class Device(Enum):
-    """Where models are trained."""
+    """Where models are trained and used."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -106,18 +108,29 @@ def whole_numbers(said: str) -> tuple[int, ...]:
         raise RunError(f"'{said}' is no list of whole numbers, e.g. 32,64,128") from None
 
 
-def workers_on(device: Device | None, workers: int | None) -> int:
-    """Choose the device of this process and of those that it starts; how many these are.
+def place(device: Device | None) -> torch.device:
+    """Choose the device of this process and of those that it starts.
 
     Raises:
         RunError: if the device is not there.
     """
-    from archsearch.device import ASKED, at_once
+    from archsearch.device import ASKED, chosen
 
     if device:
         os.environ[ASKED] = device.value
-    by_default = at_once(cores())
-    return workers or by_default
+    return chosen()
+
+
+def workers_on(device: Device | None, workers: int | None) -> int:
+    """Choose the device as `place` does; how many processes work on it.
+
+    Raises:
+        RunError: if the device is not there.
+    """
+    from archsearch.device import at_once
+
+    place(device)
+    return workers or at_once(cores())
 
 
 def cores() -> int:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from archsearch.cli.common import console, study_of
+from archsearch.cli.common import DeviceOpt, console, place, study_of
 from archsearch.errors import ModelError
 
 app = typer.Typer()
@@ -30,7 +30,6 @@ TokenizerOpt = Annotated[
         help="byte, a tokenizer.json, or a Hugging Face tokenizer; by default that of the training."
     ),
 ]
-DeviceOpt = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
 class Format(Enum):
@@ -123,7 +122,7 @@ def generate(
     rows: Annotated[int, typer.Option(help="Rows of the task.", min=1)] = 256,
     task: TaskOpt = "",
     tokenizer: TokenizerOpt = "",
-    device: DeviceOpt = "cpu",
+    device: DeviceOpt = None,
 ) -> None:
     """Go on from a prompt, or answer the rows of a task several times and verify.
 
@@ -132,7 +131,7 @@ def generate(
     from archsearch.inference import load
     from archsearch.report.generate import Asked, answer, go_on
 
-    loaded = load(folder, task, tokenizer, device)
+    loaded = load(folder, task, tokenizer, place(device))
     asked = Asked(
         tokens=tokens, temperature=temperature or 0.0, top_p=top_p, seed=seed,
         speculate=speculate, exit_layer=exit_layer, context=context,
@@ -184,7 +183,7 @@ def evaluate(
     rows: Annotated[int, typer.Option(help="Rows of a task at each difficulty.", min=2)] = 256,
     seed: Annotated[int, typer.Option(help="Of the rows.")] = 0,
     tokenizer: TokenizerOpt = "",
-    device: DeviceOpt = "cpu",
+    device: DeviceOpt = None,
     cache: Annotated[
         Path | None, typer.Option(help="Where token files are kept; by default beside the model.")
     ] = None,
@@ -201,13 +200,13 @@ def evaluate(
     from archsearch.report.bench import contexts_of
     from archsearch.report.evaluate import on_harness, on_task, on_text, write_scores
 
-    loaded = load(folder, tokenizer=tokenizer, device=device)
+    loaded = load(folder, tokenizer=tokenizer, device=place(device))
     named = [name for name in (tasks or "").split(",") if name]
     if not (named or text or harness):
         named = [*loaded.labels]
     by_task, read, harnessed = {}, [], []
     for name in named:
-        by_task[name] = on_task(load(folder, name, device=device), rows, seed, console)
+        by_task[name] = on_task(load(folder, name, device=place(device)), rows, seed, console)
     if harness:
         names = [name for name in harness.split(",") if name]
         harnessed = on_harness(loaded, names, harness_tasks, console)
@@ -231,7 +230,7 @@ def bench(
     ] = 10.0,
     task: TaskOpt = "",
     tokenizer: TokenizerOpt = "",
-    device: DeviceOpt = "cpu",
+    device: DeviceOpt = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of bench.json and bench.svg; by default DIR.")
     ] = None,
@@ -242,7 +241,7 @@ def bench(
     from archsearch.report.bench import contexts_of
 
     lengths = contexts_of(contexts)
-    loaded = load(folder, task, tokenizer, device)
+    loaded = load(folder, task, tokenizer, place(device))
     other = "" if baseline == "none" else baseline
     run(loaded, lengths, other, seconds, out or folder, console)
 

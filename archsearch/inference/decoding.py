@@ -70,7 +70,7 @@ class Reader:
             self.decoding = model.start(1, context)
         except BlockError as error:
             raise ModelError(str(error)) from None
-        self._device = model.readout.weight.device
+        self._device = model.device
 
     @property
     def position(self) -> int:

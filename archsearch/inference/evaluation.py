@@ -58,7 +58,7 @@ def text_score(
     """
     stretches_BT = corpus.held_out(windows, longest or context)
     rows_BT = stretches_BT.unfold(1, context + 1, context).flatten(0, 1)
-    device, losses = model.readout.weight.device, []
+    device, losses = model.device, []
     for part_BT in rows_BT.split(max(1, BATCH_TOKENS // context)):
         part_BT = part_BT.to(device)
         logits_BTV = model(part_BT[:, :-1]).float()
@@ -142,7 +142,7 @@ def _along(task: Any, axis: str) -> Iterator[tuple[Any, Any]]:
 
 def _score(model: Model, task: Any, rows: int, seed: int, axis: str, value: Any) -> TaskScore:
     held_out = task.sample(rows, generator("eval", seed, repr(task)))
-    device = model.readout.weight.device
+    device = model.device
     held_out = tuple(part.to(device) for part in held_out)
     batch = max(1, BATCH_TOKENS // task.length)
     accuracy, error = evaluate(model, held_out, batch)

@@ -73,21 +73,23 @@ class Loaded:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.readout.weight.device
+        return self.model.device
 
 
-def load(folder: str | Path, task: str = "", tokenizer: str = "", device: str = "cpu") -> Loaded:
+def load(
+    folder: str | Path, task: str = "", tokenizer: str = "", device: torch.device | None = None
+) -> Loaded:
     """The model of a directory.
 
     Args:
         folder: See above.
         task: Which weights, where there are several; by default the first.
         tokenizer: What `scale.tokens` knows; by default the one beside the weights, or recorded.
-        device: Where the model goes, "cpu" or "cuda".
+        device: Where the model goes; None for the CPU.
 
     Raises:
         ExportError: if there is no model, or it is damaged, does not fit or is from a newer
-            version, or the device is not there.
+            version.
         RunError: if the last checkpoint of a training is damaged or from a newer version.
         CorpusError: if the tokenizer cannot be used.
     """
@@ -100,10 +102,7 @@ def load(folder: str | Path, task: str = "", tokenizer: str = "", device: str = 
         loaded = _hugging_face(place, config, tokenizer)
     if task and not loaded.label:
         raise ExportError(f"{place} was trained on text, not on tasks; name none")
-    try:
-        loaded.model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise ExportError(f"the device {device} cannot be used: {_line(error)}") from None
+    loaded.model.to(device or "cpu").eval()
     return loaded
 
 

@@ -105,7 +105,7 @@ def patterns(model: Model, tokens: Sequence[int], see: See) -> dict[str, str]:
                 refused[name] = "it calls no kernel that is known to mix over time"
             else:
                 stack.enter_context(_watched(block, name, places, on_pattern))
-        model(torch.tensor([list(tokens)], device=model.readout.weight.device))
+        model(torch.tensor([list(tokens)], device=model.device))
     if not seen:
         why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise ModelError(f"nothing to draw: {why or 'no token went through a mixer'}")

@@ -65,7 +65,7 @@ class EarlyExit:
         }
         moved = Decoding(own, decoding.context, decoding.position)
         token, guessed = seen[-1], list[int]()
-        device = self.model.readout.weight.device
+        device = self.model.device
         with torch.no_grad():
             while len(guessed) < count:
                 logits_1V = self.model.step(torch.tensor([token], device=device), moved)

@@ -134,7 +134,7 @@ def _read(model: Model, figures: list[Figure], place: int, seconds: float) -> No
     logits = 4 * figure.context * model.vocab
     if logits > LEFT_FREE * machine_bytes():
         return
-    device = model.readout.weight.device
+    device = model.device
     rows = torch.randint(model.vocab, (1, figure.context), generator=generator("bench", "prompt"))
     rows_1T, times = rows.to(device), []
     for _ in range(READ):

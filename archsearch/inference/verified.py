@@ -83,7 +83,7 @@ def best_of(
     inputs_BT, targets_BT = task.sample(rows, generator("best-of", seed, "rows"))
     draws = generator("best-of", seed, "answers")
     size = max(1, BATCH_TOKENS // inputs_BT.shape[1])
-    device = model.readout.weight.device
+    device = model.device
     asked: list[list[_Question]] = []
     for part_BT, wanted_BT in zip(inputs_BT.split(size), targets_BT.split(size), strict=True):
         logits_BTV = model(part_BT.to(device)).cpu()

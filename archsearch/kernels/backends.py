@@ -204,7 +204,7 @@ OPS: dict[str, Op] = {
     "product_keys": Op(
         "retrieval of PEER and product key memory",
         {"score_SNK": 1024, "count": 16},
-        (Backend("triton", f"{HERE}._peer_triton:route", _triton),),
+        (Backend("triton", f"{HERE}._product_keys_triton:route", _triton),),
     ),
     "peer": Op(
         "experts of PEER",

@@ -15,21 +15,18 @@ its forward pass, in eval mode; one that always does (`bidirectional=True`) to n
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from archsearch.block import Block, Ctx, State, role_of
+from archsearch.block import Block, Ctx, role_of
 from archsearch.testing.cases import (
     Case,
     affordable,
@@ -42,6 +39,7 @@ from archsearch.testing.cases import (
     stream,
     wider,
 )
+from archsearch.testing.passes import decode, flops_of, inputs, require_close, with_gradients
 from archsearch.testing.slopes import settings
 from archsearch.testing.transfer import TRANSFER_LAWS
 
@@ -91,7 +89,7 @@ def refuses_what_does_not_fit(block: type[Block]) -> None:
             if why or not affordable(case):
                 continue
             try:
-                x_BTD, ctx = _inputs(case, 3, torch.float32)
+                x_BTD, ctx = inputs(case, 3, torch.float32)
                 y_BTD = case.build()(x_BTD, ctx)
             except Exception as error:
                 error.add_note(f"check() let {case} pass")
@@ -113,13 +111,13 @@ def equals_oracle(case: Case) -> None:
         use, std = index % case.uses, (1.0, 4.0)[index % 2]
         some_BT = torch.arange(time).mul(3).expand(2, time) + torch.tensor([[0], [5]])
         position = some_BT if index % 2 else 3 * index
-        x_BTD, ctx = _inputs(case, time, torch.float64, use=use, position=position, std=std)
-        want = _with_gradients(module, module.oracle, x_BTD, ctx)
-        got = _with_gradients(module, module, x_BTD, ctx)
+        x_BTD, ctx = inputs(case, time, torch.float64, use=use, position=position, std=std)
+        want = with_gradients(module, module.oracle, x_BTD, ctx)
+        got = with_gradients(module, module, x_BTD, ctx)
         largest = max(float(g.abs().max()) for g in want.values())
         for name in want:
             # a gradient that is 0 in exact arithmetic (a bias on keys) is noise in both
-            _close(got[name], want[name], 1e-9, f"{name} at T={time}", floor=1e-12 * largest)
+            require_close(got[name], want[name], 1e-9, f"{name} at T={time}", floor=1e-12 * largest)
 
 
 def is_causal(case: Case) -> None:
@@ -127,8 +125,8 @@ def is_causal(case: Case) -> None:
     if case.block.info.bidirectional:
         return
     module, time = case.build(torch.float64, drawn=True), LENGTHS[-1]
-    x_BTD, ctx = _inputs(case, time, torch.float64)
-    other_BTD, other = _inputs(case, time, torch.float64, "other")
+    x_BTD, ctx = inputs(case, time, torch.float64)
+    other_BTD, other = inputs(case, time, torch.float64, "other")
     embedding_BTD = ctx.embedding
     y_BTD = module(x_BTD, ctx)
     for cut in (1, 2, 31, 64, 65, 128, time - 1):
@@ -137,8 +135,10 @@ def is_causal(case: Case) -> None:
             mixed_x = torch.cat((x_BTD[:, :cut], other_BTD[:, cut:]), 1)
             mixed_embedding = torch.cat((embedding_BTD[:, :cut], other.embedding[:, cut:]), 1)
             changed = module(mixed_x, Ctx(mixed_embedding))[:, :cut]
-        _close(changed, y_BTD[:, :cut], 1e-9, f"outputs before {cut} after a change from {cut} on")
-        _close(prefix, y_BTD[:, :cut], 1e-9, f"outputs of the first {cut} tokens alone")
+        require_close(
+            changed, y_BTD[:, :cut], 1e-9, f"outputs before {cut} after a change from {cut} on"
+        )
+        require_close(prefix, y_BTD[:, :cut], 1e-9, f"outputs of the first {cut} tokens alone")
         weight = torch.randn(prefix.shape, generator=stream("weight"), dtype=prefix.dtype)
         loss = (y_BTD[:, :cut] * weight).sum()
         wanted = [x_BTD, embedding_BTD]
@@ -155,11 +155,11 @@ def decodes(case: Case) -> None:
     for dtype, time, rtol in ((torch.float64, 70, 1e-9), (torch.float32, 40, 1e-5)):
         module = case.build(dtype, drawn=dtype == torch.float64)
         for use in range(case.uses):
-            x_BTD, ctx = _inputs(case, time, dtype, use=use)
+            x_BTD, ctx = inputs(case, time, dtype, use=use)
             with torch.no_grad():
                 want = module(x_BTD, ctx)
-                got = torch.stack([y for y, _ in _decode(module, x_BTD, ctx, time)], 1)
-            _close(got, want, rtol, f"step against forward in {dtype}, use {use}")
+                got = torch.stack([y for y, _ in decode(module, x_BTD, ctx, time)], 1)
+            require_close(got, want, rtol, f"step against forward in {dtype}, use {use}")
 
 
 def prefills(case: Case) -> None:
@@ -171,9 +171,9 @@ def prefills(case: Case) -> None:
         return
     module, time = case.build(torch.float64, drawn=True), 40
     for use in range(case.uses):
-        x_BTD, ctx = _inputs(case, time, torch.float64, use=use)
+        x_BTD, ctx = inputs(case, time, torch.float64, use=use)
         with torch.no_grad():
-            steps = list(_decode(module, x_BTD, ctx, time))
+            steps = list(decode(module, x_BTD, ctx, time))
             want_BTD = torch.stack([y for y, _ in steps], 1)
             state = module.init_state(len(x_BTD), time)
             for start, stop in ((0, 33), (33, 34), (34, 39)):
@@ -181,36 +181,36 @@ def prefills(case: Case) -> None:
                 own = Ctx(embedding_BTD, position=start, seen=start, use=use)
                 got_BTD, state = module.prefill(x_BTD[:, start:stop], state, own)
                 what = f"prefill of {start} to {stop} against steps, use {use}"
-                _close(got_BTD, want_BTD[:, start:stop], 1e-9, what)
+                require_close(got_BTD, want_BTD[:, start:stop], 1e-9, what)
             for t in range(stop, time):
                 own = Ctx(ctx.embedding[:, t], position=t, seen=t, use=use)
                 got_BD, state = module.step(x_BTD[:, t], state, own)
-                _close(got_BD, want_BTD[:, t], 1e-9, f"a step behind prefill, use {use}")
+                require_close(got_BD, want_BTD[:, t], 1e-9, f"a step behind prefill, use {use}")
         want = steps[-1][1]
         assert state.keys() == want.keys(), "prefill leaves another state than steps"
         for name, tensor in state.items():
             assert tensor.shape == want[name].shape, f"prefill changed the shape of '{name}'"
             if tensor.numel():
-                _close(tensor, want[name], 1e-9, f"state '{name}' behind prefill, use {use}")
+                require_close(tensor, want[name], 1e-9, f"state '{name}' behind prefill, use {use}")
 
 
 def keeps_rows_apart(case: Case) -> None:
     """A sequence has the same output whatever else is in the batch."""
     module = case.build(torch.float64, drawn=True)
-    x_BTD, ctx = _inputs(case, 20, torch.float64)
+    x_BTD, ctx = inputs(case, 20, torch.float64)
     with torch.no_grad():
         both = module(x_BTD, ctx)
         for row in range(len(x_BTD)):
             own_x, own_ctx = x_BTD[row : row + 1], Ctx(ctx.embedding[row : row + 1])
-            _close(module(own_x, own_ctx)[0], both[row], 1e-9, f"row {row} alone")
+            require_close(module(own_x, own_ctx)[0], both[row], 1e-9, f"row {row} alone")
         if case.block.info.bidirectional:
             return
-        steps = [y for y, _ in _decode(module, x_BTD, ctx, 20)]
+        steps = [y for y, _ in decode(module, x_BTD, ctx, 20)]
         for row in range(len(x_BTD)):
             own_x, own_ctx = x_BTD[row : row + 1], Ctx(ctx.embedding[row : row + 1])
-            alone = [y for y, _ in _decode(module, own_x, own_ctx, 20)]
+            alone = [y for y, _ in decode(module, own_x, own_ctx, 20)]
             own_steps = torch.stack(steps, 1)[row]
-            _close(torch.stack(alone, 1)[0], own_steps, 1e-9, f"row {row} decoded alone")
+            require_close(torch.stack(alone, 1)[0], own_steps, 1e-9, f"row {row} decoded alone")
 
 
 def costs_what_it_says(case: Case) -> None:
@@ -223,11 +223,11 @@ def costs_what_it_says(case: Case) -> None:
         assert said == built, f"cost says {said} parameters, built for {uses} uses are {built}"
     module = case.build().train()
     for time in LENGTHS:
-        cost, (x_BTD, ctx) = case.cost(time), _inputs(case, time, torch.float32)
+        cost, (x_BTD, ctx) = case.cost(time), inputs(case, time, torch.float32)
         most = math.inf if case.inner else cost.params  # a loop meets its parameters often
         assert 0 <= cost.active_params <= most, "more parameters active than there are"
         with torch.no_grad():
-            measured = _flops(module, x_BTD, ctx) / (len(x_BTD) * time)
+            measured = flops_of(module, x_BTD, ctx) / (len(x_BTD) * time)
             error = abs(cost.flops - measured)
             assert error <= 0.02 * measured, (
                 f"cost says {cost.flops:.0f} FLOPs per token at T={time}, measured {measured:.0f}"
@@ -236,7 +236,7 @@ def costs_what_it_says(case: Case) -> None:
                 assert cost.state_bytes == 0, "a block that cannot decode has no state"
                 continue
             states = [module.init_state(1, time)]
-            states += [s for _, s in _decode(module, x_BTD[:1], Ctx(ctx.embedding[:1]), time)]
+            states += [s for _, s in decode(module, x_BTD[:1], Ctx(ctx.embedding[:1]), time)]
         for step, state in enumerate(states):
             size = sum(t.numel() * t.element_size() for t in state.values())
             assert size == cost.state_bytes, (
@@ -275,7 +275,7 @@ def starts_from_roles(case: Case) -> None:
     for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert a.isfinite().all(), f"{name} is not initialised"
         assert torch.equal(a, b), f"{name} depends on more than the generator"
-    x_BTD, ctx = _inputs(case, 7, torch.float32)
+    x_BTD, ctx = inputs(case, 7, torch.float32)
     first(x_BTD, ctx)
     assert torch.equal(torch.get_rng_state(), before), "the global random stream was used"
 
@@ -298,15 +298,15 @@ def stays_finite(case: Case) -> None:
     }
     for time in (1, 2, 63, 257, 1000):
         for what, (module, std) in trials.items() if time < 1000 else list(trials.items())[:1]:
-            x_BTD, ctx = _inputs(case, time, torch.float32, std=std)
-            for name, value in _with_gradients(module, module, x_BTD, ctx).items():
+            x_BTD, ctx = inputs(case, time, torch.float32, std=std)
+            for name, value in with_gradients(module, module, x_BTD, ctx).items():
                 assert value.isfinite().all(), f"{name} is not finite at T={time}, {what}"
 
 
 def runs_in_bf16(case: Case) -> None:
     """The outputs in bfloat16 are within 2 % of those in float32, in root mean square."""
     module = case.build().eval()
-    x_BTD, ctx = _inputs(case, 65, torch.float32)
+    x_BTD, ctx = inputs(case, 65, torch.float32)
     with torch.no_grad():
         for tensor in (x_BTD, ctx.embedding, *module.parameters()):
             tensor.copy_(tensor.bfloat16())
@@ -353,83 +353,3 @@ def contract(block: type[Block]) -> list[Applied]:
     of_cases = [Applied(law, case) for law in CASE_LAWS for case in cases(block)]
     of_cases += [Applied(law, case) for law in TRANSFER_LAWS for case in settings(block)]
     return [*(Applied(law, block) for law in BLOCK_LAWS), *of_cases]
-
-
-def _inputs(
-    case: Case,
-    time: int,
-    dtype: torch.dtype,
-    name: str = "inputs",
-    *,
-    use: int = 0,
-    position: int | Tensor = 0,
-    std: float = 1.0,
-) -> tuple[Tensor, Ctx]:
-    """Two random sequences and embeddings that record gradients."""
-    generator, shape = stream(name, time), (2, time, case.width)
-    x_BTD, embedding_BTD = (
-        torch.randn(shape, generator=generator, dtype=dtype).mul_(std).requires_grad_()
-        for _ in "xe"
-    )
-    return x_BTD, Ctx(embedding_BTD, position=position, use=use)
-
-
-def _with_gradients(
-    module: Block, run: Callable[[Tensor, Ctx], Tensor], x_BTD: Tensor, ctx: Ctx
-) -> dict[str, Tensor]:
-    """The output of `run`, its losses, and the gradients of a random projection, by name."""
-    ctx = dataclasses.replace(ctx, losses=[])
-    y_BTD = run(x_BTD, ctx)
-    added = sum(ctx.losses, y_BTD.new_zeros(()))
-    weight_BTD = torch.randn(y_BTD.shape, generator=stream("weight"), dtype=y_BTD.dtype)
-    leaves = {"x": x_BTD, "embedding": ctx.embedding, **dict(module.named_parameters())}
-    loss = (y_BTD * weight_BTD).sum() + added
-    grads: tuple[Tensor | None, ...] = (None,) * len(leaves)
-    if loss.requires_grad:
-        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    named = zip(leaves.items(), grads, strict=True)
-    found = {f"gradient of {n}": torch.zeros_like(v) if g is None else g for (n, v), g in named}
-    return {"output": y_BTD.detach(), "sum of losses": added.detach(), **found}
-
-
-def _decode(module: Block, x_BTD: Tensor, ctx: Ctx, context: int) -> Iterator[tuple[Tensor, State]]:
-    state = module.init_state(len(x_BTD), context)
-    shapes = {name: value.shape for name, value in state.items()}
-    for position, (x_BD, e_BD) in enumerate(
-        zip(x_BTD.unbind(1), ctx.embedding.unbind(1), strict=True)
-    ):
-        y_BD, state = module.step(
-            x_BD, state, Ctx(e_BD, position=position, seen=position, use=ctx.use)
-        )
-        assert {name: value.shape for name, value in state.items()} == shapes, (
-            "a step changed the shape of the state"
-        )
-        yield y_BD, state
-
-
-def _flops(module: Block, x_BTD: Tensor, ctx: Ctx) -> int:
-    """FLOPs of a forward pass as `torch.utils.flop_counter` counts them.
-
-    Its table lacks the attention kernel of the CPU. The formula for it here is that of the kernels
-    it does know: both products over all pairs of query and key, causal or not.
-    """
-
-    def attention(
-        q: torch.Size, k: torch.Size, v: torch.Size, *rest: object, **named: object
-    ) -> int:
-        return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
-
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    # torch's module tracker does not get over a view that could have a gradient
-    x_BTD, ctx = x_BTD.detach(), dataclasses.replace(ctx, embedding=ctx.embedding.detach())
-    with FlopCounterMode(display=False, custom_mapping={kernel: attention}) as counter:
-        module(x_BTD, ctx)
-    return counter.get_total_flops()
-
-
-def _close(got: Tensor, want: Tensor, rtol: float, what: str, floor: float = 0.0) -> None:
-    """Compare with the largest number of `want` as the scale."""
-    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
-    error, scale = float((got - want).detach().abs().max()), float(want.detach().abs().max())
-    allowed = rtol * scale + floor
-    assert error <= allowed, f"{what} is off by {error:.1e}, allowed are {allowed:.1e}"

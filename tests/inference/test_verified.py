@@ -32,7 +32,7 @@ class Copying(torch.nn.Module):
 
     def __init__(self, chance, vocab=4):
         super().__init__()
-        self.readout, self.chance, self.vocab = torch.nn.Linear(1, 1), chance, vocab
+        self.device, self.chance, self.vocab = torch.device("cpu"), chance, vocab
 
     def forward(self, tokens_BT):
         one_BTV = torch.nn.functional.one_hot(tokens_BT, self.vocab)

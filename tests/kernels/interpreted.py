@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from archsearch.block import Ctx, block_class
-from archsearch.kernels._peer_triton import experts, route
+from archsearch.kernels._peer_triton import experts
+from archsearch.kernels._product_keys_triton import route
 from archsearch.kernels.dispatch import recorded, using
 from archsearch.kernels.table_rows import Picks
 from archsearch.testing.kernel_cases import (

@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import socket
@@ -6,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.search.helpers import LISTED
+from tests.search.widening import run
 
 
 def pytest_collection_modifyitems(items):
@@ -53,3 +57,33 @@ def postgresql(tmp_path):
     subprocess.run([*user, pg_ctl, *data, "-l", log, "-w", "-o", options, "start"], **quiet)
     yield f"postgresql+psycopg://me@127.0.0.1:{port}/postgres"
     subprocess.run([*user, pg_ctl, *data, "-m", "immediate", "stop"], **quiet)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """A run of five trials."""
+    folder = tmp_path_factory.mktemp("five") / "run"
+    run(folder, LISTED, trials=5)
+    return folder
+
+
+@pytest.fixture
+def finished(five, folder):
+    """A copy of it."""
+    shutil.copytree(five, folder)
+    return folder
+
+
+@pytest.fixture(params=["journal", "sqlite", "postgresql"])
+def url(request, folder):
+    """Where the study is kept: empty for the journal. Optuna never closes its connections."""
+    if request.param == "postgresql":
+        yield request.getfixturevalue("postgresql")
+    else:
+        yield "" if request.param == "journal" else f"sqlite:///{folder}.db"
+    gc.collect()
