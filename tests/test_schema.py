@@ -17,7 +17,8 @@ from archsearch.space_yaml import dump, parse
 from archsearch.yaml_source import read
 
 from .strategies import genomes, rewritings, spaces
-from .test_space_yaml import BASES, ZAMBA, damaged
+from .test_damaged_files import damaged
+from .test_space_yaml import BASES, ZAMBA
 
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
