@@ -11,6 +11,8 @@ from archsearch.blocks.gla import gated_linear_attention
 from archsearch.blocks.rwkv7 import Heads, weighted_delta_rule
 from archsearch.kernels.ssd import ssd
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the library, as it is imported
+
 
 @pytest.fixture(scope="module")
 def fla():
@@ -54,40 +56,49 @@ def selective():
     return x, dt, a_BTH, B, C[..., :5], drawn(4)
 
 
-def close(found, wanted):
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+def same(adapter, ours, *given):
+    """Value and the gradients by all that is given."""
+    results = []
+    for function in (adapter, ours):
+        inputs = [x.clone().requires_grad_() for x in given]
+        y = function(*inputs)
+        results.append([y, *torch.autograd.grad((y * drawn(*y.shape)).sum(), inputs)])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_simple_gated_linear_attention_is_ssd(fla):
     given = selective()
-    close(fla.ssd(*given), ssd(*given))
+    same(fla.ssd, ssd, *given)
     with pytest.raises(AssertionError):
-        close(fla.ssd(*given[:-1], 2 * given[-1]), ssd(*given))
+        same(lambda *given: fla.ssd(*given[:-1], 2 * given[-1]), ssd, *given)
+    with pytest.raises(AssertionError):  # the same values, but no gradient by dt
+        same(lambda x, dt, *rest: fla.ssd(x, dt.detach() + 0 * dt, *rest), ssd, *given)
 
 
 def test_gated_linear_attention_is_ours(fla):
-    given = (
-        drawn(2, 13, 3, 8),
-        drawn(2, 13, 3, 8) / 3,
-        drawn(2, 13, 3, 7),
-        -drawn(2, 13, 3, 8).abs(),
-    )
-    close(fla.gla(*given), gated_linear_attention(*given))
+    wide = 2, 13, 3, 8
+    given = drawn(*wide), drawn(*wide) / 3, drawn(2, 13, 3, 7), -drawn(*wide).abs()
+    same(fla.gla, gated_linear_attention, *given)
 
 
 def test_the_gated_delta_rule_is_ours_also_with_value_heads_that_share_a_key(fla):
     k_BTGK = torch.nn.functional.normalize(drawn(2, 13, 2, 8), dim=-1)
     given = drawn(2, 13, 2, 8), k_BTGK, drawn(2, 13, 4, 7), -drawn(2, 13, 4).abs()
     beta_BTH = 2 * torch.sigmoid(drawn(2, 13, 4))
-    close(fla.gated_deltanet(*given, beta_BTH), gated_delta_rule(*given, beta_BTH))
+    same(fla.gated_deltanet, gated_delta_rule, *given, beta_BTH)
 
 
 def test_the_delta_rule_of_rwkv7_is_ours(fla):
-    kap = torch.nn.functional.normalize(drawn(2, 13, 3, 8), dim=-1)
-    share, log_w = torch.sigmoid(drawn(2, 13, 3, 8)), -0.6 * torch.sigmoid(drawn(2, 13, 3, 8))
-    heads = Heads(drawn(2, 13, 3, 8), log_w, drawn(2, 13, 3, 8) / 3, drawn(2, 13, 3, 8), kap,
-                  kap * share)  # fmt: skip
-    close(fla.rwkv7(heads), weighted_delta_rule(heads))
+    wide = 2, 13, 3, 8
+    kap = torch.nn.functional.normalize(drawn(*wide), dim=-1)
+    share, log_w = torch.sigmoid(drawn(*wide)), -0.6 * torch.sigmoid(drawn(*wide))
+    given = drawn(*wide), log_w, drawn(*wide) / 3, drawn(*wide), kap, kap * share
+
+    def of_heads(function):
+        return lambda *given: function(Heads(*given))
+
+    same(of_heads(fla.rwkv7), of_heads(weighted_delta_rule), *given)
 
 
 def test_rates_of_decay_say_to_mamba_ssm_what_decays_say_to_us(monkeypatch):
@@ -104,7 +115,7 @@ def test_rates_of_decay_say_to_mamba_ssm_what_decays_say_to_us(monkeypatch):
     from archsearch.kernels._mamba_ssm import ssd as theirs
 
     given = [*selective()]
-    close(theirs(*given), ssd(*given))
+    same(theirs, ssd, *given)
     given[2] = torch.ones_like(given[2])  # no decay at all
-    close(theirs(*given), ssd(*given))
+    torch.testing.assert_close(theirs(*given), ssd(*given), rtol=1e-4, atol=1e-4)
     monkeypatch.delitem(sys.modules, "archsearch.kernels._mamba_ssm")
