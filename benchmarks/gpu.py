@@ -6,9 +6,9 @@ One call does it all. Every way to launch every kernel of ours is compared with 
 first, value and all gradients, and so is every library; what is wrong is not timed. Then ours,
 torch, `torch.compile` and the libraries are timed side by side, beside the floor: the bytes that
 must be moved over the bandwidth of a copy on this very device. A training step of a MAD trial
-(width 128, 128 tokens, 128 rows, four branches) follows, plain, compiled and with CUDA graphs, and
-how many steps several processes make on one GPU. Products of fp32 may be rounded to TF32, for all
-alike.
+(width 128, 128 tokens, 128 rows, four branches) follows: plain, compiled, with CUDA graphs, several
+models in one graph, and several processes on one GPU. Products of fp32 may be rounded to TF32, for
+all alike.
 
 `--mark` notes what was right in archsearch/kernels/proven.json: from then on such a kernel is taken
 unasked on that kind of GPU with that Triton. `--tiny` runs all of it on tiny sizes, without a GPU
@@ -38,15 +38,14 @@ if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton
 DEVICE = "cuda" if GPU else "cpu"
 
+import mad_steps  # noqa: E402
 from recurrences import RECURRENCES  # noqa: E402
 
 from archsearch.blocks.rwkv7 import Heads  # noqa: E402
 from archsearch.errors import ModelError  # noqa: E402
-from archsearch.genome import Gene, Genome  # noqa: E402
 from archsearch.kernels.backends import OPS, Problem, version  # noqa: E402
 from archsearch.kernels.dispatch import PROVEN, architecture, choose  # noqa: E402
 from archsearch.kernels.table_rows import Picks  # noqa: E402
-from archsearch.model import build  # noqa: E402
 from archsearch.testing.kernel_cases import (  # noqa: E402
     CASES,
     TOLERANCE,
@@ -58,15 +57,11 @@ from archsearch.testing.kernel_cases import (  # noqa: E402
     triton_of,
     ways,
 )
-from archsearch.train import cross_entropy, generator, optimizers  # noqa: E402
 
 PACKAGES = ("archsearch", "torch", "triton", "fla-core", "mamba-ssm")
 LIBRARIES = ("fla", "mamba_ssm")
-WORKERS = (2, 4, 8, 16)
 LOOSE = 5e-2
 """Largest error of a library, which multiplies bfloat16 where we multiply float32."""
-MAD = {"width": 128, "time": 128, "rows": 128, "vocab": 64}
-TINY_MAD = {"width": 16, "time": 8, "rows": 2, "vocab": 16}
 
 
 @dataclasses.dataclass
@@ -89,11 +84,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="some ops, and `mad` and `workers`")
     parser.add_argument("--out", type=Path, help="where to write JSON")
     parser.add_argument("--mark", action="store_true", help="note in proven.json what is right")
-    parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.worker:
-        work(chosen.worker, TINY_MAD if chosen.tiny else MAD)
-        return
     if not GPU and not chosen.tiny:
         sys.exit(
             "there is no NVIDIA GPU that torch can use here; --tiny shows that the script runs"
@@ -280,43 +271,12 @@ def timed(run: Callable[[], Any]) -> float:
     return 1e6 * (time.perf_counter() - began)
 
 
-class Step:
-    """A training step of a MAD trial on rows that stay the same."""
-
-    def __init__(self, sizes: dict[str, int], wrap: Callable[[Any], Any] = lambda model: model):
-        from archsearch.sections import Recipe
-
-        genes = Gene.of("mamba2", head_dim=sizes["width"] // 4), Gene.of("swiglu")
-        genes += Gene.of("attention", heads=4), Gene.of("swiglu")
-        genome = Genome(sizes["width"], genes)
-        model = build(genome, sizes["vocab"], generator=generator("gpu", "start")).to(DEVICE)
-        self.run, self.model = wrap(model), model
-        self.optimizers = optimizers(model, Recipe(steps=1, batch=sizes["rows"]))
-        shape = sizes["rows"], sizes["time"] + 1
-        rows_BT = torch.randint(sizes["vocab"], shape, generator=generator("gpu", "rows"))
-        self.inputs_BT, self.targets_BT = (x.to(DEVICE) for x in (rows_BT[:, :-1], rows_BT[:, 1:]))
-
-    def __call__(self) -> None:
-        loss = cross_entropy(self.run(self.inputs_BT), self.targets_BT)
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-
 def steps(tiny: bool) -> Iterator[Row]:
-    """A step, plain, compiled, and with CUDA graphs."""
-    sizes = TINY_MAD if tiny else MAD
-    graphs = {"backend": "eager"} if tiny else {"mode": "reduce-overhead"}
-    compiled = {"backend": "eager"} if tiny else {}
-    options: dict[str, dict[str, Any] | None] = {
-        "torch": None, "compile": compiled, "CUDA graphs": graphs
-    }  # fmt: skip
-    for name, how in options.items():
-        row = Row("MAD step", name, "both")
+    """Microseconds of a training step, one model at a time and several in one process."""
+    for what, backend, count, make in mad_steps.ways(DEVICE, tiny):
+        row = Row(what, backend, "both")
         try:
-            step = Step(sizes) if how is None else Step(sizes, lambda m: torch.compile(m, **how))  # noqa: B023
-            row.microseconds = timed(step)
+            row.microseconds = timed(make()) / count
         except Exception as broken:  # noqa: BLE001
             row.why = _line(broken)
         torch.compiler.reset()
@@ -325,43 +285,10 @@ def steps(tiny: bool) -> Iterator[Row]:
 
 def crowds(tiny: bool) -> Iterator[Row]:
     """Microseconds of a step when several processes share the device, all of them together."""
-    seconds = 0.2 if tiny else 10.0
-    for count in (2,) if tiny else (1, *WORKERS):
-        command = [sys.executable, __file__, "--worker", str(seconds), *["--tiny"] * tiny]
-        pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        workers = [subprocess.Popen(command, **pipe) for _ in range(count)]
-        for worker in workers:  # all are warm before one begins
-            worker.stdout.readline()
-        for worker in workers:
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-        rates = [float(worker.communicate()[0] or "nan") for worker in workers]
-        row = Row(f"MAD steps, {count} at a time", "torch", "both")
-        row.microseconds = 1e6 / sum(rates)
+    for count, rate in mad_steps.crowds(DEVICE, tiny):
+        row = Row(f"MAD steps, {count} processes", "torch", "both")
+        row.microseconds = 1e6 / rate
         yield row
-
-
-def work(seconds: float, sizes: dict[str, int]) -> None:
-    """Warm up, say so, wait for a line, and print steps per second."""
-    step, done = Step(sizes), 0
-    for _ in range(3):
-        step()
-    _wait()
-    print("warm", flush=True)
-    sys.stdin.readline()
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        step()
-        done += 1
-        if done % 16 == 0:
-            _wait()
-    _wait()
-    print(done / (time.perf_counter() - began))
-
-
-def _wait() -> None:
-    if GPU:
-        torch.cuda.synchronize()
 
 
 def show(row: Row) -> None:
