@@ -30,6 +30,7 @@ from archsearch.kernels.selective_scan import selective_scan, selective_scan_aft
 from archsearch.layers.convolution import bias_of
 from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
+
 def draw_a_log(w_EN: Tensor, g: Generator) -> Tensor:
     """Let exp(w) be 1, 2, .. N in every channel: S4D-Real."""
     return w_EN.copy_(torch.arange(1, w_EN.shape[1] + 1, device=w_EN.device).log())

@@ -25,16 +25,19 @@ CHUNK = 16
 """Tokens between two states that are kept; it has no effect on values. As many states of each
 program lie in its scratch memory."""
 FORWARD = (
-    {"E_BLOCK": 32, "EACH": 16},
-    {"E_BLOCK": 32, "EACH": 8},
-    {"E_BLOCK": 64, "EACH": 16},
+    {"E_BLOCK": 32, "EACH": 16, "STAGES": 4},
+    {"E_BLOCK": 32, "EACH": 16, "STAGES": 1},
+    {"E_BLOCK": 32, "EACH": 8, "STAGES": 4},
 )
 BACKWARD = (
-    {"E_BLOCK": 32, "EACH": 16},
-    {"E_BLOCK": 32, "EACH": 8},
-    {"E_BLOCK": 16, "EACH": 8},
+    {"E_BLOCK": 32, "EACH": 16, "STAGES": 2},
+    {"E_BLOCK": 32, "EACH": 16, "STAGES": 1},
+    {"E_BLOCK": 16, "EACH": 8, "STAGES": 2},
 )
-"""Ways to launch, with the numbers of the state that each thread holds; the first is taken."""
+"""Ways to launch; the first is taken. Of the state of its channels each thread holds EACH numbers;
+what later tokens bring is loaded STAGES - 1 tokens ahead."""
+MOST = 4096
+"""Numbers of the state in one program, which takes fewer channels where each has a large one."""
 
 
 def selective_scan(
@@ -48,10 +51,11 @@ def selective_scan(
 def _launch(x_TBE: Tensor, N: int, way: dict[str, int]) -> tuple[tuple[int, int], dict[str, int]]:
     """Programs along batch and channels, and what a kernel is compiled for."""
     _, batch, E = x_TBE.shape
-    block, N_BLOCK = way["E_BLOCK"], triton.next_power_of_2(N)
-    warps = min(max(block * N_BLOCK // (32 * way["EACH"]), 1), 16)
-    how = {"Q": CHUNK, "E_BLOCK": block, "N_BLOCK": N_BLOCK, "num_warps": warps}
-    return (batch, triton.cdiv(E, block)), how
+    N_BLOCK = triton.next_power_of_2(N)
+    block = max(min(way["E_BLOCK"], MOST // N_BLOCK), 1)
+    warps = min(max(block * N_BLOCK // (32 * way["EACH"]), 1), 8)
+    how = {"Q": CHUNK, "E_BLOCK": block, "N_BLOCK": N_BLOCK, "STAGES": way["STAGES"]}
+    return (batch, triton.cdiv(E, block)), how | {"num_warps": warps}
 
 
 @torch.library.custom_op("archsearch::selective_scan_triton", mutates_args=())
@@ -87,7 +91,7 @@ def _scan_backward(
     grads = dx_TBE, ddt_TBE, dA_BNE, dB_PTBN, dC_PTBN
     with torch.accelerator.device_index(x_TBE.device.index):
         _scan_gradient[grid](*given, states_QBNE, *grads, time, E, N, **how)
-    dA_EN = dA_BNE.sum(0).T.to(A_log_EN.dtype, memory_format=torch.contiguous_format)
+    dA_EN = dA_BNE.sum(0).T.contiguous().to(A_log_EN.dtype)
     return dx_TBE, ddt_TBE, dA_EN, dB_PTBN.sum(0).to(B_TBN.dtype), dC_PTBN.sum(0).to(C_TBN.dtype)
 
 
@@ -109,11 +113,13 @@ def _(dy_TBE: Tensor, *given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, T
 
 def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
+    ctx.set_materialize_grads(False)  # else zeros, as many as there are kept states
     ctx.save_for_backward(*inputs, output[1])
 
 
-def _differentiate(ctx: Any, dy_TBE: Tensor, _: Any) -> tuple[Tensor, ...]:
+def _differentiate(ctx: Any, dy_TBE: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if dy_TBE is None:
+        return (None,) * 5
     grads: tuple[Tensor, ...] = _scan_backward(dy_TBE, *ctx.saved_tensors)
     return grads
 
@@ -136,7 +142,7 @@ def _flops_backward(dy: Size, x: Size, dt: Size, A: Size, *rest: object, **named
 @triton.jit
 def _scan_forward(  # type: ignore[no-untyped-def]
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, y_ptr, h_ptr, time, E, N,
-    Q: tl.constexpr, E_BLOCK: tl.constexpr, N_BLOCK: tl.constexpr,
+    Q: tl.constexpr, E_BLOCK: tl.constexpr, N_BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     wide: tl.constexpr = h_ptr.dtype.element_ty
     b, batch = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
@@ -153,7 +159,7 @@ def _scan_forward(  # type: ignore[no-untyped-def]
     for start in range(0, time, Q):
         tl.store(h_ptr + at, h, here)
         h_ptr += batch * N * E
-        for _ in range(start, tl.minimum(start + Q, time)):
+        for _ in tl.range(start, tl.minimum(start + Q, time), num_stages=STAGES):
             x = tl.load(x_ptr + e, e < E, 0.0).to(wide)
             dt = tl.load(dt_ptr + e, e < E, 0.0).to(wide)
             B = tl.load(B_ptr + n, n < N, 0.0).to(wide)
@@ -172,7 +178,7 @@ def _scan_forward(  # type: ignore[no-untyped-def]
 def _scan_gradient(  # type: ignore[no-untyped-def]
     dy_ptr, x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, h_ptr, states_ptr,
     dx_ptr, ddt_ptr, dA_ptr, dB_ptr, dC_ptr, time, E, N,
-    Q: tl.constexpr, E_BLOCK: tl.constexpr, N_BLOCK: tl.constexpr,
+    Q: tl.constexpr, E_BLOCK: tl.constexpr, N_BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     wide: tl.constexpr = h_ptr.dtype.element_ty
     b, batch = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
@@ -190,7 +196,7 @@ def _scan_gradient(  # type: ignore[no-untyped-def]
         row = k * Q * batch + b
         length = tl.minimum(time - k * Q, Q)
         h = tl.load(h_ptr + k * (batch * N * E) + at, here, 0.0)
-        for q in range(length):
+        for q in tl.range(length, num_stages=STAGES):
             tl.store(states_ptr + q * (batch * N * E) + at, h, here)
             at_e, at_n = row * E, row * N
             x = tl.load(x_ptr + at_e + e, e < E, 0.0).to(wide)
@@ -201,7 +207,7 @@ def _scan_gradient(  # type: ignore[no-untyped-def]
             tl.store(dC_ptr + at_n + n, tl.sum(h * dy[None, :], 1), n < N)
             row += batch
         tl.debug_barrier()  # what other threads wrote can be read
-        for q in range(length - 1, -1, -1):
+        for q in tl.range(length - 1, -1, -1, num_stages=STAGES):
             row -= batch
             at_e, at_n = row * E, row * N
             x = tl.load(x_ptr + at_e + e, e < E, 0.0).to(wide)
