@@ -1,12 +1,14 @@
 """The selective scan of mamba-ssm, for the arguments of ours.
 
-It is CUDA code, which an installation may lack that has the Triton kernels of `_mamba_ssm`.
+It is CUDA code, which an installation may lack that has the Triton kernels of `_mamba_ssm`. A
+package that looks for it only when it is called would fail too late, so it is imported here.
 
 Shapes: those of `kernels.selective_scan`.
 """
 
 from __future__ import annotations
 
+import selective_scan_cuda  # noqa: F401
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from torch import Tensor
 

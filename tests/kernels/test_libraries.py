@@ -1,6 +1,7 @@
 """The adapters say to a library what our op says: its own references compute the same."""
 
 import sys
+from importlib import import_module
 from types import ModuleType
 
 import pytest
@@ -127,8 +128,13 @@ def test_the_scan_of_mamba_ssm_is_ours_with_time_last(monkeypatch):
     for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules["mamba_ssm.ops.selective_scan_interface"].selective_scan_fn = scan
-    monkeypatch.delitem(sys.modules, "archsearch.kernels._mamba_ssm_scan", raising=False)
-    from archsearch.kernels._mamba_ssm_scan import selective_scan as theirs
+    adapter, extension = "archsearch.kernels._mamba_ssm_scan", "selective_scan_cuda"
+    monkeypatch.delitem(sys.modules, adapter, raising=False)
+    monkeypatch.setitem(sys.modules, extension, None)
+    with pytest.raises(ImportError, match=extension):  # when it is chosen, not when it is called
+        import_module(adapter)
+    monkeypatch.setitem(sys.modules, extension, ModuleType(extension))
+    theirs = import_module(adapter).selective_scan
 
     x, dt, A_log, B = drawn(13, 2, 6), drawn(13, 2, 6).abs(), drawn(6, 5), drawn(13, 2, 5)
     C = B.flip(0) + 1
@@ -142,7 +148,7 @@ def test_the_scan_of_mamba_ssm_is_ours_with_time_last(monkeypatch):
     with pytest.raises(AssertionError):
         close(theirs(x, 2 * dt, A_log, B, C), selective_scan(x, dt, A_log, B, C))
     assert theirs(x.bfloat16(), dt, A_log, B, C).dtype == torch.bfloat16
-    monkeypatch.delitem(sys.modules, "archsearch.kernels._mamba_ssm_scan")
+    monkeypatch.delitem(sys.modules, adapter)
 
 
 def test_the_scan_of_mamba_ssm_says_what_it_cannot_compute():
