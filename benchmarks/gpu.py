@@ -151,7 +151,7 @@ def parities(names: list[str], tiny: bool) -> Iterator[Row]:
                         given = case.given(size, dtype, DEVICE)
                         tolerance = TOLERANCE[dtype]
                         yield _parity(case, f"{op} {size}", label, triton_of(op), given, tolerance)
-    for op, case in RECURRENCES.items():
+    for op, case in {**CASES, **RECURRENCES}.items():
         for library in LIBRARIES if op in names else ():
             function = _library(op, library)
             if not isinstance(function, str):
@@ -215,10 +215,10 @@ def _functions(
 ) -> Iterator[tuple[str, Callable[..., Any], AbstractContextManager[Any]]]:
     """Every backend of an op that is there, and how to launch it."""
     yield "torch", plain_of(case), nullcontext()
-    if op in CASES or not tiny:
+    if not case.loops and (op in CASES or not tiny):
         compiled = torch.compile(plain_of(case), backend="eager" if tiny else "inductor")
         yield "compile", compiled, nullcontext()
-    for library in LIBRARIES if op in RECURRENCES else ():
+    for library in LIBRARIES:
         function = _library(op, library)
         if not isinstance(function, str):
             yield library, function, nullcontext()

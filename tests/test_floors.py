@@ -122,6 +122,7 @@ def test_the_tasks_stand_alone(path):
 OUTSIDE = {
     "fla": 1,
     "mamba_ssm": 1,
+    "selective_scan_cuda": 1,
     "torch": 1,
     "triton": 1,
     "networkx": 3,
@@ -162,7 +163,7 @@ def test_other_peoples_packages_stay_on_their_floors(path):
     assert misplaced(unit_of(path), path.read_text()) == []
 
 
-OPTIONAL = {"fla", "mamba_ssm", "triton"}
+OPTIONAL = {"fla", "mamba_ssm", "selective_scan_cuda", "triton"}
 """Packages that are imported where a backend of them was chosen, and nowhere else."""
 
 

@@ -154,6 +154,15 @@ def _ssd(problem: Problem) -> str:
     return _rounds(problem)
 
 
+def _mamba_scan(problem: Problem) -> str:
+    import torch
+
+    if problem.dtype == torch.float64:
+        return "it has no fp64"
+    states = problem.sizes["A_log_EN"]
+    return f"it has at most 256 states to a channel, not {states}" if states > 256 else ""
+
+
 def _fla_ttt(problem: Problem) -> str:
     return (
         "its TTT is not that of the paper: it adds LN(z) to z where the paper adds it to the "
@@ -179,6 +188,16 @@ OPS: dict[str, Op] = {
             Backend("fla", f"{HERE}._fla:ssd", _fla, _ssd),
             Backend("mamba_ssm", f"{HERE}._mamba_ssm:ssd", _mamba_ssm, _ssd),
             Backend("reference", f"{HERE}.ssd:ssd_ref", _never, automatic=False),
+        ),
+    ),
+    "selective_scan": Op(
+        "Mamba (S6)",
+        {"x_TBE": 2048, "dt_TBE": 2048, "A_log_EN": 16, "B_TBN": 16, "C_TBN": 16},
+        (
+            Backend(
+                "mamba_ssm", f"{HERE}._mamba_ssm_scan:selective_scan", _mamba_ssm, _mamba_scan
+            ),
+            Backend("triton", f"{HERE}._selective_scan_triton:selective_scan", _triton),
         ),
     ),
     "gla": Op(

@@ -18,6 +18,7 @@ from archsearch.kernels.backends import OPS
 from archsearch.kernels.mod import put
 from archsearch.kernels.peer import experts
 from archsearch.kernels.product_keys import route
+from archsearch.kernels.selective_scan import selective_scan
 from archsearch.kernels.spline import ORDER, spline
 from archsearch.kernels.spline_features import features
 from archsearch.kernels.table_rows import Picks
@@ -52,6 +53,8 @@ class Case:
     """A result in an order that all backends agree on."""
     moved: Callable[[Given], int] = bytes_of
     """Bytes that a forward pass moves at least, results left out where they are small."""
+    loops: bool = False
+    """Whether plain torch goes token by token, which a compiler would write out for every token."""
 
     def given(self, size: str, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Given:
         """Arguments; tensors of floating point need a gradient."""
@@ -120,6 +123,21 @@ def _put(g: Generator, dtype: torch.dtype, N: int, D: int, R: int) -> Given:
     return y_ND, x_ND, gate_N, row_N, R
 
 
+def _scan(g: Generator, dtype: torch.dtype, T: int, B: int, E: int, N: int) -> Given:
+    """With steps from 0.001 to 0.1 and decays from 1 to N, as Mamba starts."""
+    x_TBE, B_TBN, C_TBN = (
+        torch.randn(T, B, last, generator=g, device=g.device).to(dtype) for last in (E, N, N)
+    )
+    dt_TBE = 10 ** (2 * torch.rand(T, B, E, generator=g, device=g.device) - 3)
+    A_log_EN = torch.arange(1, N + 1, device=g.device).log().expand(E, N).contiguous()
+    return x_TBE, dt_TBE.to(dtype), A_log_EN.to(dtype), B_TBN, C_TBN
+
+
+def _scan_bytes(given: Given) -> int:
+    """Everything is read, and y written."""
+    return bytes_of(given) + bytes_of(given[0])
+
+
 CASES: dict[str, Case] = {
     "peer": Case(
         experts, _peer,
@@ -170,6 +188,16 @@ CASES: dict[str, Case] = {
             "real": {"N": 1024, "D": 1024, "R": 8192},
         },
         ("TILES",),
+    ),
+    "selective_scan": Case(
+        selective_scan, _scan,
+        {
+            "tiny": {"T": 18, "B": 2, "E": 36, "N": 3},
+            "compile": {"T": 16, "B": 16, "E": 64, "N": 16},
+            "proxy": {"T": 128, "B": 128, "E": 256, "N": 16},
+            "real": {"T": 2048, "B": 8, "E": 2048, "N": 16},
+        },
+        ("FORWARD", "BACKWARD"), dtypes=(torch.float32,), moved=_scan_bytes, loops=True,
     ),
 }  # fmt: skip
 

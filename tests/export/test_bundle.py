@@ -107,7 +107,7 @@ def test_a_file_has_the_blocks_that_are_used_and_no_others():
 
 def test_names_that_two_modules_have_are_told_apart():
     source = torch_source(model(Gene.of("rwkv7", head_dim=16), Gene.of("gla"), Gene.of("mamba1")))
-    assert {"_rwkv7_chunks", "_gla_chunks", "_mamba1_chunks"} <= names(source)
+    assert {"_rwkv7_chunks", "_gla_chunks", "_selective_scan_chunks"} <= names(source)
     assert "def _chunks" not in source
     tops = [n.name for n in ast.parse(source).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     assert len(tops) == len(set(tops))

@@ -1,6 +1,7 @@
 """The adapters say to a library what our op says: its own references compute the same."""
 
 import sys
+from importlib import import_module
 from types import ModuleType
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from archsearch.blocks.gated_deltanet import gated_delta_rule
 from archsearch.blocks.gla import gated_linear_attention
 from archsearch.blocks.rwkv7 import Heads, weighted_delta_rule
+from archsearch.kernels.backends import OPS, Problem
+from archsearch.kernels.selective_scan import selective_scan
 from archsearch.kernels.ssd import ssd
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library, as it is imported
@@ -119,3 +122,52 @@ def test_rates_of_decay_say_to_mamba_ssm_what_decays_say_to_us(monkeypatch):
     given[2] = torch.ones_like(given[2])  # no decay at all
     torch.testing.assert_close(theirs(*given), ssd(*given), rtol=1e-4, atol=1e-4)
     monkeypatch.delitem(sys.modules, "archsearch.kernels._mamba_ssm")
+
+
+def test_the_scan_of_mamba_ssm_is_ours_with_time_last(monkeypatch):
+    """With its scan written out: it is CUDA code. Value and all gradients."""
+
+    def scan(u_BDL, delta_BDL, A_DN, B_BNL, C_BNL):
+        h_BDN, outputs = 0, []
+        for t in range(u_BDL.shape[2]):
+            u, delta, B, C = (v[..., t] for v in (u_BDL, delta_BDL, B_BNL, C_BNL))
+            a_BDN = torch.exp(delta[..., None] * A_DN)
+            h_BDN = a_BDN * h_BDN + (delta * u)[..., None] * B[:, None]
+            outputs.append((h_BDN @ C[..., None])[..., 0])
+        return torch.stack(outputs, 2)
+
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["mamba_ssm.ops.selective_scan_interface"].selective_scan_fn = scan
+    adapter, extension = "archsearch.kernels._mamba_ssm_scan", "selective_scan_cuda"
+    monkeypatch.delitem(sys.modules, adapter, raising=False)
+    monkeypatch.setitem(sys.modules, extension, None)
+    with pytest.raises(ImportError, match=extension):  # when it is chosen, not when it is called
+        import_module(adapter)
+    monkeypatch.setitem(sys.modules, extension, ModuleType(extension))
+    theirs = import_module(adapter).selective_scan
+
+    x, dt, A_log, B = drawn(13, 2, 6), drawn(13, 2, 6).abs(), drawn(6, 5), drawn(13, 2, 5)
+    C = B.flip(0) + 1
+
+    def found(run, given):
+        given = [v.clone().requires_grad_() for v in given]
+        y_TBE = run(*given)
+        return y_TBE, *torch.autograd.grad((y_TBE * drawn(*y_TBE.shape)).sum(), given)
+
+    close(found(theirs, (x, dt, A_log, B, C)), found(selective_scan, (x, dt, A_log, B, C)))
+    with pytest.raises(AssertionError):
+        close(theirs(x, 2 * dt, A_log, B, C), selective_scan(x, dt, A_log, B, C))
+    assert theirs(x.bfloat16(), dt, A_log, B, C).dtype == torch.bfloat16
+    monkeypatch.delitem(sys.modules, adapter)
+
+
+def test_the_scan_of_mamba_ssm_says_what_it_cannot_compute():
+    scan = next(b for b in OPS["selective_scan"].backends if b.name == "mamba_ssm")
+
+    def reason(dtype, states):
+        return scan.supports(Problem("cuda", "sm_90", dtype, {"A_log_EN": states}))
+
+    assert reason(torch.float32, 256) == ""
+    assert "fp64" in reason(torch.float64, 16)
+    assert "at most 256" in reason(torch.float32, 257)
