@@ -32,7 +32,6 @@ FORWARD = (
 BACKWARD = (
     {"E_BLOCK": 32, "EACH": 8, "STAGES": 2},
     {"E_BLOCK": 16, "EACH": 8, "STAGES": 2},
-    {"E_BLOCK": 32, "EACH": 16, "STAGES": 1},
 )
 """Ways to launch; the first is taken. Of the state of its channels each thread holds EACH numbers;
 what later tokens bring is loaded STAGES - 1 tokens ahead."""
