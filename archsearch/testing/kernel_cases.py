@@ -21,6 +21,7 @@ from archsearch.kernels.product_keys import route
 from archsearch.kernels.spline import ORDER, spline
 from archsearch.kernels.spline_features import features
 from archsearch.kernels.table_rows import Picks
+from archsearch.kernels.ttt import fit_linear
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Largest error, as a norm relative to that of the result, against torch in fp64."""
@@ -120,6 +121,20 @@ def _put(g: Generator, dtype: torch.dtype, N: int, D: int, R: int) -> Given:
     return y_ND, x_ND, gate_N, row_N, R
 
 
+def _ttt(g: Generator, dtype: torch.dtype, I: int, N: int, M: int, K: int) -> Given:  # noqa: E741
+    """As at the start of a training: gradients a few times the weights, steps of 1 / M."""
+    k, offset = (torch.randn(I, N, M, K, generator=g, device=g.device) for _ in range(2))
+    rate, square = (torch.rand(s, generator=g, device=g.device) for s in ((I, N, M, 1), (N, 1, K)))
+    start = torch.randn(N, K + 1, K, generator=g, device=g.device) / K**0.5
+    return tuple(x.to(dtype) for x in (k, rate / (M * K), offset, square + 0.5, start))
+
+
+def _ttt_bytes(given: Given) -> int:
+    """Beside what is read, all weights and as many gradients as keys are written."""
+    k, *_, start = given
+    return bytes_of(given) + bytes_of(k) + len(k) * bytes_of(start)
+
+
 CASES: dict[str, Case] = {
     "peer": Case(
         experts, _peer,
@@ -170,6 +185,16 @@ CASES: dict[str, Case] = {
             "real": {"N": 1024, "D": 1024, "R": 8192},
         },
         ("TILES",),
+    ),
+    "ttt_linear": Case(
+        fit_linear, _ttt,
+        {
+            "tiny": {"I": 3, "N": 2, "M": 20, "K": 12},
+            "compile": {"I": 2, "N": 2, "M": 16, "K": 64},
+            "proxy": {"I": 8, "N": 512, "M": 16, "K": 32},
+            "real": {"I": 128, "N": 256, "M": 16, "K": 64},
+        },
+        ("LOOP",), dtypes=(torch.float32,), moved=_ttt_bytes,
     ),
 }  # fmt: skip
 
