@@ -161,8 +161,8 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
     ) -> Tensor:
         """f(q_i; W_i) of the inner MLP, for all mini-batches."""
         starts = (self._start(w, b, q.shape[1]) for w, b in self._layers())
-        key, eta = with_one(k), eta_of(tok_M, lr)
-        W1, G1, W2, G2, A = MLPLoop.apply(key, tok_M[-1] * lr, offset, square, *starts)
+        eta, given = eta_of(tok_M, lr), (with_one(k), tok_M[-1] * lr, offset, square, *starts)
+        W1, G1, W2, G2, A = MLPLoop.apply(*given)  # type: ignore[no-untyped-call]
         a = with_one(gelu(read(with_one(q), W1, weigh(q, k, eta), G1)))
         return read(a, W2, (a @ A.mT).mul(eta), G2)
 

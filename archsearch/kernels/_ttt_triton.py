@@ -10,12 +10,12 @@ held in slices of a few rows, so that the products, exact in float32, fit into r
 the bias is held apart. Where torch may round float32 to TF32, products of three such parts are
 taken: on tensor cores, and nearly exact.
 
-Shapes: I mini-batches, N batch x heads, M tokens in a mini-batch, K head width, E = K + 1, S slices.
+Shapes: I mini-batches, N batch x heads, M tokens in one, K head width, E = K + 1 rows of W, S
+slices.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -24,11 +24,12 @@ import triton.language as tl
 from torch import Size, Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from archsearch.kernels.ttt import EPS, with_one
+from archsearch.kernels.ttt import EPS
 
-LOOP = (
-    {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "ieee", "num_warps": 8},
-    {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "tf32x3", "num_warps": 4},
+LOOP: tuple[dict[str, Any], ...] = (
+    {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "ieee", "num_warps": 8, "num_stages": 2},
+    {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "ieee", "num_warps": 4, "num_stages": 2},
+    {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "tf32x3", "num_warps": 8, "num_stages": 2},
 )
 """Ways to launch: the first, and the last where torch may round float32."""
 EPSILON = tl.constexpr(EPS)
@@ -47,7 +48,7 @@ def _how(k: Tensor) -> dict[str, Any]:
     exact = torch.get_float32_matmul_precision() == "highest"
     how, (M, K) = LOOP[0 if exact else -1], k.shape[-2:]
     width = max(triton.next_power_of_2(K), how["ROWS"])
-    return {"ONE": M <= how["M_BLOCK"], "K_BLOCK": width, **how}
+    return {"SHORT": how["M_BLOCK"] >= M, "K_BLOCK": width, **how}
 
 
 @torch.library.custom_op("archsearch::ttt_linear_triton", mutates_args=())
@@ -57,9 +58,9 @@ def _fit(
     """W, G, and of LN its output x_INMK and r_INM1, 1 over the standard deviation."""
     given = tuple(x.contiguous() for x in (k, rate, offset, square, start))
     found = _fit_fake(k, rate, offset, square, start)
-    (I, N, M, K), how = k.shape, _how(k)  # noqa: E741
+    count, N, M, K = k.shape
     with torch.accelerator.device_index(k.device.index):
-        _forward[(N,)](*given, *found, I, M, K, **how)
+        _forward[(N,)](*given, *found, count, M, K, **_how(k))
     return found
 
 
@@ -77,15 +78,17 @@ def _fit_backward(
     W: Tensor, G: Tensor, x: Tensor, r: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     given = tuple(t.contiguous() for t in (from_W, from_G, k, rate, offset, square, G, x, r))
-    by_W, by_z, by_offset = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (W, k, k))
-    by_square, (I, N, M, K) = square.new_empty(square.shape), k.shape  # noqa: E741
+    by_W, by_z, by_offset = W.new_empty(W.shape), k.new_empty(k.shape), k.new_empty(k.shape)
+    by_square, (count, N, M, K) = square.new_empty(square.shape), k.shape
     with torch.accelerator.device_index(k.device.index):
-        _backward[(N,)](*given, by_W, by_z, by_offset, by_square, I, M, K, **_how(k))
-    by_key, by_rate = by_z @ W.mT, torch.zeros_like(rate)
-    by_step = G[:-1] @ by_W[1:].mT
-    torch.linalg.vecdot(by_step, with_one(k[:-1]), out=by_rate[:-1, ..., 0])
-    by_key[:-1].addcmul_(by_step, rate[:-1], value=-1)
-    return by_key[..., :-1].contiguous(), by_rate.neg_(), by_offset, by_square, by_W[0].clone()
+        _backward[(N,)](*given, by_W, by_z, by_offset, by_square, count, M, K, **_how(k))
+    by_k, by_rate = by_z @ W[..., :-1, :].mT, torch.zeros_like(rate)
+    by_weights, by_bias = by_W[1:].split((K, 1), 2)
+    by_step = G[:-1] @ by_weights.mT
+    by_rate[:-1] -= (by_step * k[:-1]).sum(-1, keepdim=True)
+    by_rate[:-1] -= (G[:-1] * by_bias).sum(-1, keepdim=True)
+    by_k[:-1].addcmul_(by_step, rate[:-1], value=-1)
+    return by_k, by_rate, by_offset, by_square, by_W[0].clone()
 
 
 @_fit_backward.register_fake
@@ -114,14 +117,14 @@ _fit.register_autograd(_differentiate, setup_context=_remember)
 @register_flop_formula(torch.ops.archsearch.ttt_linear_triton)
 def _flops(k: Size, *rest: object, **named: object) -> int:
     """The outputs, and for all mini-batches but the last what they write into the weights."""
-    I, N, M, K = k  # noqa: E741
-    return 2 * N * M * (K + 1) * K * (2 * I - 1)
+    count, N, M, K = k
+    return 2 * N * M * (K + 1) * K * (2 * count - 1)
 
 
 @register_flop_formula(torch.ops.archsearch.ttt_linear_triton_backward)
 def _flops_backward(from_W: Size, from_G: Size, k: Size, *rest: object, **named: object) -> int:
-    """Two products for each of those, and three means over the width as plain torch makes them."""
-    return 2 * _flops(k) + 6 * math.prod(k)
+    """Two products for each of those."""
+    return 2 * _flops(k)
 
 
 @triton.jit
@@ -132,114 +135,155 @@ def _through_norm(grad, x, r, inside, K):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _load(ptr, W, K, K_BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The slices of W, and of a matrix in memory."""
+    slices = ()
+    f = tl.arange(0, K_BLOCK)
+    for s in tl.static_range(K_BLOCK // ROWS):
+        e = s * ROWS + tl.arange(0, ROWS)
+        rows = tl.load(ptr + e[:, None] * K + f[None, :], (e < K)[:, None] & (f < K)[None, :], 0.0)
+        slices = slices + (W[s] + rows,)  # type: ignore[assignment]  # noqa: RUF005
+    return slices
+
+
+@triton.jit
+def _store(ptr, W, K, K_BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write the slices of W as a matrix."""
+    f = tl.arange(0, K_BLOCK)
+    for s in tl.static_range(K_BLOCK // ROWS):
+        e = s * ROWS + tl.arange(0, ROWS)
+        here = (e < K)[:, None] & (f < K)[None, :]
+        tl.store(ptr + e[:, None] * K + f[None, :], W[s], here)
+
+
+@triton.jit
+def _product(  # type: ignore[no-untyped-def]
+    k_ptr, factor, W, z, row, real, K,
+    K_BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Z, and the keys in some rows, each times a factor, times W."""
+    for s in tl.static_range(K_BLOCK // ROWS):
+        e = s * ROWS + tl.arange(0, ROWS)
+        here = real[:, None] & (e < K)[None, :]
+        k = tl.load(k_ptr + row[:, None] * K + e[None, :], here, 0.0)
+        z = tl.dot(k * factor[:, None], W[s], z, PRECISION, out_dtype=z.dtype)
+    return z
+
+
+@triton.jit
+def _written(  # type: ignore[no-untyped-def]
+    k_ptr, factor, G, W, row, real, K,
+    K_BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """W, and the outer products of the keys in some rows, each times a factor, with G."""
+    slices = ()
+    for s in tl.static_range(K_BLOCK // ROWS):
+        e = s * ROWS + tl.arange(0, ROWS)
+        here = (e < K)[:, None] & real[None, :]
+        k = tl.load(k_ptr + row[None, :] * K + e[:, None], here, 0.0)
+        moved = tl.dot(k * factor[None, :], G, W[s], PRECISION, out_dtype=G.dtype)
+        slices = slices + (moved,)  # type: ignore[assignment]  # noqa: RUF005
+    return slices
+
+
+@triton.jit
 def _forward(  # type: ignore[no-untyped-def]
     k_ptr, rate_ptr, offset_ptr, square_ptr, start_ptr, W_ptr, G_ptr, x_ptr, r_ptr,
-    I, M, K: tl.constexpr, ONE: tl.constexpr, K_BLOCK: tl.constexpr,
+    count, M, K: tl.constexpr, SHORT: tl.constexpr, K_BLOCK: tl.constexpr,
     M_BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    wide: tl.constexpr = k_ptr.dtype.element_ty
-    S: tl.constexpr = K_BLOCK // ROWS
     n, N = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     f = tl.arange(0, K_BLOCK)
     inside = (f < K)[None, :]
     square = tl.load(square_ptr + n * K + f, f < K, 0.0)[None, :]
     start_ptr += n * (K + 1) * K
-    W_ptr += n * (K + 1) * K
-    bias, W = tl.load(start_ptr + K * K + f, f < K, 0.0), ()
-    for s in tl.static_range(S):
-        e = s * ROWS + tl.arange(0, ROWS)
-        W = W + (tl.load(start_ptr + e[:, None] * K + f[None, :], (e < K)[:, None] & inside, 0.0),)
-    for i in range(I):
-        for s in tl.static_range(S):
-            e = s * ROWS + tl.arange(0, ROWS)
-            tl.store(W_ptr + e[:, None] * K + f[None, :], W[s], (e < K)[:, None] & inside)
-        tl.store(W_ptr + K * K + f, bias, f < K)
-        W_ptr += N * (K + 1) * K
+    none = (tl.zeros((ROWS, K_BLOCK), square.dtype),) * (K_BLOCK // ROWS)
+    W, bias = _load(start_ptr, none, K, K_BLOCK, ROWS), tl.load(start_ptr + K * K + f, f < K, 0.0)
+    for i in range(count):
+        W_at = W_ptr + (i * N + n) * (K + 1) * K
+        _store(W_at, W, K, K_BLOCK, ROWS)
+        tl.store(W_at + K * K + f, bias, f < K)
         now_W, now_bias = W, bias
-        for first in range(0, M_BLOCK if ONE else M, M_BLOCK):
+        for first in range(0, M_BLOCK if SHORT else M, M_BLOCK):
             m = first + tl.arange(0, M_BLOCK)
             row, real = (i * N + n) * M + m, m < M
-            z = tl.zeros((M_BLOCK, K_BLOCK), wide) + now_bias[None, :]
-            for s in tl.static_range(S):
-                e = s * ROWS + tl.arange(0, ROWS)
-                k = tl.load(k_ptr + row[:, None] * K + e[None, :], real[:, None] & (e < K)[None, :], 0.0)
-                z = tl.dot(k, now_W[s], z, PRECISION, out_dtype=wide)
+            at, here = row[:, None] * K + f[None, :], real[:, None] & inside
+            rate = tl.load(rate_ptr + row, real, 0.0)
+            z = tl.zeros_like(rate)[:, None] + now_bias[None, :]
+            z = _product(
+                k_ptr,
+                tl.full((M_BLOCK,), 1, rate.dtype),
+                now_W,
+                z,
+                row,
+                real,
+                K,
+                K_BLOCK,
+                ROWS,
+                PRECISION,
+            )
             z = tl.where(inside, z - tl.sum(z, 1)[:, None] / K, 0.0)
             r = tl.rsqrt(tl.sum(z * z, 1) / K + EPSILON)
-            x, r_column = z * r[:, None], r[:, None]
-            at, here = row[:, None] * K + f[None, :], real[:, None] & inside
+            x = z * r[:, None]
             p = square * x + tl.load(offset_ptr + at, here, 0.0)
-            G = _through_norm(p, x, r_column, inside, K)
+            G = _through_norm(p, x, r[:, None], inside, K)
             tl.store(G_ptr + at, G, here)
             tl.store(x_ptr + at, x, here)
             tl.store(r_ptr + row, r, real)
-            rate = tl.load(rate_ptr + row, real, 0.0)
+            W = _written(k_ptr, -rate, G, W, row, real, K, K_BLOCK, ROWS, PRECISION)
             bias -= tl.sum(rate[:, None] * G, 0)
-            W = _add(W, k_ptr + row[None, :] * K, -rate[None, :], G, real, K, S, ROWS, PRECISION)
-
-
-@triton.jit
-def _add(W, k_ptr, factor, G, real, K, S: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
-    """W, slice by slice, and the outer products of keys, times a factor, with G."""
-    moved = ()
-    for s in tl.static_range(S):
-        e = s * ROWS + tl.arange(0, ROWS)
-        k = tl.load(k_ptr + e[:, None], real[None, :] & (e < K)[:, None], 0.0) * factor
-        moved = moved + (tl.dot(k, G, W[s], PRECISION, out_dtype=G.dtype),)
-    return moved
 
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
     from_W_ptr, from_G_ptr, k_ptr, rate_ptr, offset_ptr, square_ptr, G_ptr, x_ptr, r_ptr,
     by_W_ptr, by_z_ptr, by_offset_ptr, by_square_ptr,
-    I, M, K: tl.constexpr, ONE: tl.constexpr, K_BLOCK: tl.constexpr,
+    count, M, K: tl.constexpr, SHORT: tl.constexpr, K_BLOCK: tl.constexpr,
     M_BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    wide: tl.constexpr = k_ptr.dtype.element_ty
-    S: tl.constexpr = K_BLOCK // ROWS
     n, N = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     f = tl.arange(0, K_BLOCK)
     inside = (f < K)[None, :]
     square = tl.load(square_ptr + n * K + f, f < K, 0.0)[None, :]
-    by_square = tl.zeros((K_BLOCK,), wide)
-    by_W, by_bias = (), tl.zeros((K_BLOCK,), wide)
-    for s in tl.static_range(S):
-        by_W = by_W + (tl.zeros((ROWS, K_BLOCK), wide),)
-    for back in range(I):
-        i = I - 1 - back
-        W_at = (i * N + n) * (K + 1) * K
-        next_W, next_bias, by_W = by_W, by_bias, ()
+    by_square, by_bias = tl.zeros_like(square), tl.zeros((K_BLOCK,), square.dtype)
+    by_W = (tl.zeros((ROWS, K_BLOCK), square.dtype),) * (K_BLOCK // ROWS)
+    for back in range(count):
+        part = (count - 1 - back) * N + n
+        W_at = part * (K + 1) * K
+        next_W, next_bias = by_W, by_bias
+        by_W = _load(from_W_ptr + W_at, by_W, K, K_BLOCK, ROWS)
         by_bias += tl.load(from_W_ptr + W_at + K * K + f, f < K, 0.0)
-        for s in tl.static_range(S):
-            e = s * ROWS + tl.arange(0, ROWS)
-            at = W_at + e[:, None] * K + f[None, :]
-            by_W = by_W + (next_W[s] + tl.load(from_W_ptr + at, (e < K)[:, None] & inside, 0.0),)
-        for first in range(0, M_BLOCK if ONE else M, M_BLOCK):
+        for first in range(0, M_BLOCK if SHORT else M, M_BLOCK):
             m = first + tl.arange(0, M_BLOCK)
-            row, real = (i * N + n) * M + m, m < M
+            row, real = part * M + m, m < M
             at, here = row[:, None] * K + f[None, :], real[:, None] & inside
-            rate = tl.load(rate_ptr + row, real, 0.0)[:, None]
-            u = tl.load(from_G_ptr + at, here, 0.0) - rate * next_bias[None, :]
-            for s in tl.static_range(S):
-                e = s * ROWS + tl.arange(0, ROWS)
-                k = tl.load(k_ptr + row[:, None] * K + e[None, :], real[:, None] & (e < K)[None, :], 0.0)
-                u = tl.dot(k * -rate, next_W[s], u, PRECISION, out_dtype=wide)
+            rate = tl.load(rate_ptr + row, real, 0.0)
+            u = tl.load(from_G_ptr + at, here, 0.0) - rate[:, None] * next_bias[None, :]
+            u = _product(k_ptr, -rate, next_W, u, row, real, K, K_BLOCK, ROWS, PRECISION)
             x, G = tl.load(x_ptr + at, here, 0.0), tl.load(G_ptr + at, here, 0.0)
             r = tl.load(r_ptr + row, real, 0.0)[:, None]
             p = square * x + tl.load(offset_ptr + at, here, 0.0)
             by_p = _through_norm(u, x, r, inside, K)
             tl.store(by_offset_ptr + at, by_p, here)
-            by_square += tl.sum(x * by_p, 0)
+            by_square += tl.sum(x * by_p, 0)[None, :]
             along_p, along_u = tl.sum(p * x, 1)[:, None], tl.sum(u * x, 1)[:, None]
             by_x = square * by_p - r / K * (along_p * u + along_u * p)
             by_z = _through_norm(by_x, x, r, inside, K)
             by_z -= x * (r / K * tl.sum(u * G, 1)[:, None])
             tl.store(by_z_ptr + at, by_z, here)
+            by_W = _written(
+                k_ptr,
+                tl.full((M_BLOCK,), 1, rate.dtype),
+                by_z,
+                by_W,
+                row,
+                real,
+                K,
+                K_BLOCK,
+                ROWS,
+                PRECISION,
+            )
             by_bias += tl.sum(by_z, 0)
-            by_W = _add(by_W, k_ptr + row[None, :] * K, 1.0, by_z, real, K, S, ROWS, PRECISION)
-        for s in tl.static_range(S):
-            e = s * ROWS + tl.arange(0, ROWS)
-            tl.store(by_W_ptr + W_at + e[:, None] * K + f[None, :], by_W[s], (e < K)[:, None] & inside)
+        _store(by_W_ptr + W_at, by_W, K, K_BLOCK, ROWS)
         tl.store(by_W_ptr + W_at + K * K + f, by_bias, f < K)
-    tl.store(by_square_ptr + n * K + f, by_square, f < K)
+    tl.store(by_square_ptr + n * K + f[None, :], by_square, inside)

@@ -21,7 +21,7 @@ HERE = "archsearch.kernels"
 MOST_WIDE = 4096
 """Width of a row that one program of our kernels still holds in its registers."""
 
-MOST_HEAD = 128
+MOST_HEAD = 64
 """Width of a square of weights that one program still holds there."""
 
 

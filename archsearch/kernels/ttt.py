@@ -164,7 +164,8 @@ def fit_linear(
     Returns:
         W_INEK, the weights that each mini-batch starts from, and G_INMK.
     """
-    found: tuple[Tensor, Tensor] = LinearLoop.apply(with_one(k), rate, offset, square, start)
+    given = with_one(k), rate, offset, square, start
+    found: tuple[Tensor, Tensor] = LinearLoop.apply(*given)  # type: ignore[no-untyped-call]
     return found
 
 

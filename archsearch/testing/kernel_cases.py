@@ -121,10 +121,12 @@ def _put(g: Generator, dtype: torch.dtype, N: int, D: int, R: int) -> Given:
     return y_ND, x_ND, gate_N, row_N, R
 
 
-def _ttt(g: Generator, dtype: torch.dtype, I: int, N: int, M: int, K: int) -> Given:  # noqa: E741
+def _ttt(g: Generator, dtype: torch.dtype, count: int, N: int, M: int, K: int) -> Given:
     """As at the start of a training: gradients a few times the weights, steps of 1 / M."""
-    k, offset = (torch.randn(I, N, M, K, generator=g, device=g.device) for _ in range(2))
-    rate, square = (torch.rand(s, generator=g, device=g.device) for s in ((I, N, M, 1), (N, 1, K)))
+    k, offset = (torch.randn(count, N, M, K, generator=g, device=g.device) for _ in range(2))
+    rate, square = (
+        torch.rand(s, generator=g, device=g.device) for s in ((count, N, M, 1), (N, 1, K))
+    )
     start = torch.randn(N, K + 1, K, generator=g, device=g.device) / K**0.5
     return tuple(x.to(dtype) for x in (k, rate / (M * K), offset, square + 0.5, start))
 
@@ -189,10 +191,10 @@ CASES: dict[str, Case] = {
     "ttt_linear": Case(
         fit_linear, _ttt,
         {
-            "tiny": {"I": 3, "N": 2, "M": 20, "K": 12},
-            "compile": {"I": 2, "N": 2, "M": 16, "K": 64},
-            "proxy": {"I": 8, "N": 512, "M": 16, "K": 32},
-            "real": {"I": 128, "N": 256, "M": 16, "K": 64},
+            "tiny": {"count": 2, "N": 2, "M": 18, "K": 12},
+            "compile": {"count": 2, "N": 2, "M": 16, "K": 64},
+            "proxy": {"count": 8, "N": 512, "M": 16, "K": 32},
+            "real": {"count": 128, "N": 256, "M": 16, "K": 64},
         },
         ("LOOP",), dtypes=(torch.float32,), moved=_ttt_bytes,
     ),

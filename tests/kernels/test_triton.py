@@ -27,7 +27,7 @@ def child(*command, **environment):
 
 
 def test_in_the_interpreter_every_kernel_is_right():
-    files = "tests/kernels/interpreted.py", "tests/kernels/interpreted_spline.py"
+    files = [f"tests/kernels/interpreted{part}.py" for part in ("", "_spline", "_ttt")]
     told = child("-m", "pytest", "-q", *files, TRITON_INTERPRET="1")
     assert " passed" in told
     assert " failed" not in told
