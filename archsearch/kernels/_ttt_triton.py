@@ -60,7 +60,7 @@ def _fit(
     found = _fit_fake(k, rate, offset, square, start)
     count, N, M, K = k.shape
     with torch.accelerator.device_index(k.device.index):
-        _forward[(N,)](*given, *found, count, M, K, **_how(k))
+        _loop_forward[(N,)](*given, *found, count, M, K, **_how(k))
     return found
 
 
@@ -81,7 +81,7 @@ def _fit_backward(
     by_W, by_z, by_offset = W.new_empty(W.shape), k.new_empty(k.shape), k.new_empty(k.shape)
     by_square, (count, N, M, K) = square.new_empty(square.shape), k.shape
     with torch.accelerator.device_index(k.device.index):
-        _backward[(N,)](*given, by_W, by_z, by_offset, by_square, count, M, K, **_how(k))
+        _loop_backward[(N,)](*given, by_W, by_z, by_offset, by_square, count, M, K, **_how(k))
     by_k, by_rate = by_z @ W[..., :-1, :].mT, torch.zeros_like(rate)
     by_weights, by_bias = by_W[1:].split((K, 1), 2)
     by_step = G[:-1] @ by_weights.mT
@@ -187,7 +187,7 @@ def _written(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _forward(  # type: ignore[no-untyped-def]
+def _loop_forward(  # type: ignore[no-untyped-def]
     k_ptr, rate_ptr, offset_ptr, square_ptr, start_ptr, W_ptr, G_ptr, x_ptr, r_ptr,
     count, M, K: tl.constexpr, SHORT: tl.constexpr, K_BLOCK: tl.constexpr,
     M_BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
@@ -235,7 +235,7 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+def _loop_backward(  # type: ignore[no-untyped-def]
     from_W_ptr, from_G_ptr, k_ptr, rate_ptr, offset_ptr, square_ptr, G_ptr, x_ptr, r_ptr,
     by_W_ptr, by_z_ptr, by_offset_ptr, by_square_ptr,
     count, M, K: tl.constexpr, SHORT: tl.constexpr, K_BLOCK: tl.constexpr,
