@@ -136,7 +136,7 @@ def _through_norm(grad, x, r, inside, K):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _load(ptr, W, K, K_BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The slices of W, and of a matrix in memory."""
+    """The slices of a matrix in memory, added to those of W."""
     slices = ()
     f = tl.arange(0, K_BLOCK)
     for s in tl.static_range(K_BLOCK // ROWS):
@@ -161,7 +161,7 @@ def _product(  # type: ignore[no-untyped-def]
     k_ptr, factor, W, z, row, real, K,
     K_BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Z, and the keys in some rows, each times a factor, times W."""
+    """Keys of some rows, each times a factor, times W; added to z."""
     for s in tl.static_range(K_BLOCK // ROWS):
         e = s * ROWS + tl.arange(0, ROWS)
         here = real[:, None] & (e < K)[None, :]
@@ -175,7 +175,7 @@ def _written(  # type: ignore[no-untyped-def]
     k_ptr, factor, G, W, row, real, K,
     K_BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """W, and the outer products of the keys in some rows, each times a factor, with G."""
+    """Outer products of keys of some rows, each times a factor, with G; added to W."""
     slices = ()
     for s in tl.static_range(K_BLOCK // ROWS):
         e = s * ROWS + tl.arange(0, ROWS)
@@ -196,6 +196,7 @@ def _loop_forward(  # type: ignore[no-untyped-def]
     f = tl.arange(0, K_BLOCK)
     inside = (f < K)[None, :]
     square = tl.load(square_ptr + n * K + f, f < K, 0.0)[None, :]
+    one = tl.full((M_BLOCK,), 1, square.dtype)
     start_ptr += n * (K + 1) * K
     none = (tl.zeros((ROWS, K_BLOCK), square.dtype),) * (K_BLOCK // ROWS)
     W, bias = _load(start_ptr, none, K, K_BLOCK, ROWS), tl.load(start_ptr + K * K + f, f < K, 0.0)
@@ -210,18 +211,7 @@ def _loop_forward(  # type: ignore[no-untyped-def]
             at, here = row[:, None] * K + f[None, :], real[:, None] & inside
             rate = tl.load(rate_ptr + row, real, 0.0)
             z = tl.zeros_like(rate)[:, None] + now_bias[None, :]
-            z = _product(
-                k_ptr,
-                tl.full((M_BLOCK,), 1, rate.dtype),
-                now_W,
-                z,
-                row,
-                real,
-                K,
-                K_BLOCK,
-                ROWS,
-                PRECISION,
-            )
+            z = _product(k_ptr, one, now_W, z, row, real, K, K_BLOCK, ROWS, PRECISION)
             z = tl.where(inside, z - tl.sum(z, 1)[:, None] / K, 0.0)
             r = tl.rsqrt(tl.sum(z * z, 1) / K + EPSILON)
             x = z * r[:, None]
@@ -245,6 +235,7 @@ def _loop_backward(  # type: ignore[no-untyped-def]
     f = tl.arange(0, K_BLOCK)
     inside = (f < K)[None, :]
     square = tl.load(square_ptr + n * K + f, f < K, 0.0)[None, :]
+    one = tl.full((M_BLOCK,), 1, square.dtype)
     by_square, by_bias = tl.zeros_like(square), tl.zeros((K_BLOCK,), square.dtype)
     by_W = (tl.zeros((ROWS, K_BLOCK), square.dtype),) * (K_BLOCK // ROWS)
     for back in range(count):
@@ -271,18 +262,7 @@ def _loop_backward(  # type: ignore[no-untyped-def]
             by_z = _through_norm(by_x, x, r, inside, K)
             by_z -= x * (r / K * tl.sum(u * G, 1)[:, None])
             tl.store(by_z_ptr + at, by_z, here)
-            by_W = _written(
-                k_ptr,
-                tl.full((M_BLOCK,), 1, rate.dtype),
-                by_z,
-                by_W,
-                row,
-                real,
-                K,
-                K_BLOCK,
-                ROWS,
-                PRECISION,
-            )
+            by_W = _written(k_ptr, one, by_z, by_W, row, real, K, K_BLOCK, ROWS, PRECISION)
             by_bias += tl.sum(by_z, 0)
         _store(by_W_ptr + W_at, by_W, K, K_BLOCK, ROWS)
         tl.store(by_W_ptr + W_at + K * K + f, by_bias, f < K)
