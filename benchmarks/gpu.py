@@ -140,6 +140,7 @@ def _driver() -> str:
 def parities(names: list[str], tiny: bool) -> Iterator[Row]:
     """The error of every way to launch and of every library."""
     sizes = ["tiny"] if tiny else ["tiny", "proxy"]
+    torch.set_float32_matmul_precision("highest")  # our tolerance is that of float32
     for op, case in CASES.items():
         if op not in names:
             continue
@@ -151,6 +152,7 @@ def parities(names: list[str], tiny: bool) -> Iterator[Row]:
                         given = case.given(size, dtype, DEVICE)
                         tolerance = TOLERANCE[dtype]
                         yield _parity(case, f"{op} {size}", label, triton_of(op), given, tolerance)
+    torch.set_float32_matmul_precision("high")
     for op, case in {**CASES, **RECURRENCES}.items():
         for library in LIBRARIES if op in names else ():
             function = _library(op, library)

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +32,12 @@ from torch.nn import functional as F
 from archsearch.block import Block, Ctx, Role, State, divisors, normal, ones, require, zeros
 from archsearch.cost import Cost
 from archsearch.dims import choice, real, whole
-from archsearch.kernels.dispatch import op
 from archsearch.kernels.precision import in_full
 from archsearch.kernels.ttt import (
     EPS,
-    LinearLoop,
     MLPLoop,
     eta_of,
+    fit_linear,
     gelu,
     gelu_backward,
     offset_of,
@@ -153,8 +151,8 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
     ) -> Tensor:
         """f(q_i; W_i) of the linear model, for all mini-batches."""
         start = self._start(self.W1, self.b1, q.shape[1])
-        key, eta = with_one(k), eta_of(tok_M, lr)
-        W, G = _fit(key, tok_M[-1] * lr, offset, square, start, loop=LinearLoop)
+        eta = eta_of(tok_M, lr)
+        W, G = fit_linear(k, tok_M[-1] * lr, offset, square, start)
         return read(with_one(q), W, weigh(q, k, eta), G)
 
     @in_full
@@ -163,8 +161,8 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
     ) -> Tensor:
         """f(q_i; W_i) of the inner MLP, for all mini-batches."""
         starts = (self._start(w, b, q.shape[1]) for w, b in self._layers())
-        key, eta = with_one(k), eta_of(tok_M, lr)
-        W1, G1, W2, G2, A = _fit(key, tok_M[-1] * lr, offset, square, *starts, loop=MLPLoop)
+        eta, given = eta_of(tok_M, lr), (with_one(k), tok_M[-1] * lr, offset, square, *starts)
+        W1, G1, W2, G2, A = MLPLoop.apply(*given)  # type: ignore[no-untyped-call]
         a = with_one(gelu(read(with_one(q), W1, weigh(q, k, eta), G1)))
         return read(a, W2, (a @ A.mT).mul(eta), G2)
 
@@ -350,11 +348,6 @@ class TTT(Block, name="ttt", kind="mixer", paper="2407.04620"):
 def _shared(config: TTT.Config) -> int:
     """Projections that q and k come from."""
     return 1 if config.conv else 2
-
-
-@op("ttt")
-def _fit(key: Tensor, *rest: Tensor, loop: Any) -> Any:
-    return loop.apply(key, *rest)
 
 
 def _turned_pairwise(x_BHK: Tensor, place: int) -> Tensor:

@@ -21,6 +21,9 @@ HERE = "archsearch.kernels"
 MOST_WIDE = 4096
 """Width of a row that one program of our kernels still holds in its registers."""
 
+MOST_HEAD = 64
+"""Width of a square of weights that one program still holds there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -170,6 +173,15 @@ def _fla_ttt(problem: Problem) -> str:
     )
 
 
+def _ttt(problem: Problem) -> str:
+    import torch
+
+    if problem.dtype != torch.float32 and not (problem.dtype == torch.float64 and interpreted()):
+        return "it computes in float32 alone, as the block does under bfloat16 too"
+    width = problem.sizes["k"]
+    return "" if width <= MOST_HEAD else f"weights of {width} x {width} do not fit into registers"
+
+
 def _never(problem: Problem) -> str:
     return ""
 
@@ -215,10 +227,13 @@ OPS: dict[str, Op] = {
         {"heads": (64,) * 6},
         (Backend("fla", f"{HERE}._fla:rwkv7", _fla, _rounds),),
     ),
-    "ttt": Op(
-        "test-time training",
-        {"key": 65},
-        (Backend("fla", "", _fla, _fla_ttt),),
+    "ttt_linear": Op(
+        "TTT with a linear inner model",
+        {"k": 64, "rate": 1, "offset": 64, "square": 64, "start": 64},
+        (
+            Backend("fla", "", _fla, _fla_ttt),
+            Backend("triton", f"{HERE}._ttt_triton:fit_linear", _triton, _ttt),
+        ),
     ),
     "product_keys": Op(
         "retrieval of PEER and product key memory",

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from archsearch.kernels.dispatch import op
+
 EPS = 1e-6
 """Added to the variance in every LN."""
 CUBIC = 0.044715
@@ -144,6 +146,27 @@ class LinearLoop(torch.autograd.Function):
                 by_key[i].addcmul_(by_step, rate[i], value=-1)
             by_W = by_W.add_(from_W[i]).baddbmm_(key[i].mT, by_z)
         return by_key, by_rate.neg_(), by_offset, _by_square(ctx.fits, by_offset), by_W
+
+
+@op("ttt_linear")
+def fit_linear(
+    k: Tensor, rate: Tensor, offset: Tensor, square: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fit the linear model to one mini-batch after another.
+
+    Args:
+        k: The keys, k_INMK.
+        rate: What the gradient of a token counts for at the end of its mini-batch, rate_INM1.
+        offset: As for `Fit`, offset_INMK.
+        square: gain^2, square_N1K.
+        start: The weights before the first token, start_NEK; the last row is the bias.
+
+    Returns:
+        W_INEK, the weights that each mini-batch starts from, and G_INMK.
+    """
+    given = with_one(k), rate, offset, square, start
+    found: tuple[Tensor, Tensor] = LinearLoop.apply(*given)  # type: ignore[no-untyped-call]
+    return found
 
 
 class MLPLoop(torch.autograd.Function):

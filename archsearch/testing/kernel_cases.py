@@ -22,6 +22,7 @@ from archsearch.kernels.selective_scan import selective_scan
 from archsearch.kernels.spline import ORDER, spline
 from archsearch.kernels.spline_features import features
 from archsearch.kernels.table_rows import Picks
+from archsearch.kernels.ttt import fit_linear
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Largest error, as a norm relative to that of the result, against torch in fp64."""
@@ -138,6 +139,22 @@ def _scan_bytes(given: Given) -> int:
     return bytes_of(given) + bytes_of(given[0])
 
 
+def _ttt(g: Generator, dtype: torch.dtype, count: int, N: int, M: int, K: int) -> Given:
+    """As at the start of a training: gradients a few times the weights, steps of 1 / M."""
+    k, offset = (torch.randn(count, N, M, K, generator=g, device=g.device) for _ in range(2))
+    rate, square = (
+        torch.rand(s, generator=g, device=g.device) for s in ((count, N, M, 1), (N, 1, K))
+    )
+    start = torch.randn(N, K + 1, K, generator=g, device=g.device) / K**0.5
+    return tuple(x.to(dtype) for x in (k, rate / (M * K), offset, square + 0.5, start))
+
+
+def _ttt_bytes(given: Given) -> int:
+    """Beside what is read, all weights and as many gradients as keys are written."""
+    k, *_, start = given
+    return bytes_of(given) + bytes_of(k) + len(k) * bytes_of(start)
+
+
 CASES: dict[str, Case] = {
     "peer": Case(
         experts, _peer,
@@ -198,6 +215,16 @@ CASES: dict[str, Case] = {
             "real": {"T": 2048, "B": 8, "E": 2048, "N": 16},
         },
         ("FORWARD", "BACKWARD"), dtypes=(torch.float32,), moved=_scan_bytes, loops=True,
+    ),
+    "ttt_linear": Case(
+        fit_linear, _ttt,
+        {
+            "tiny": {"count": 2, "N": 2, "M": 18, "K": 12},
+            "compile": {"count": 2, "N": 2, "M": 16, "K": 64},
+            "proxy": {"count": 8, "N": 512, "M": 16, "K": 32},
+            "real": {"count": 128, "N": 256, "M": 16, "K": 64},
+        },
+        ("LOOP",), dtypes=(torch.float32,), moved=_ttt_bytes,
     ),
 }  # fmt: skip
 

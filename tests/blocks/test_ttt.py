@@ -215,16 +215,18 @@ def test_the_law_sees_a_target_that_is_not_the_residual(inner, monkeypatch):
 
 
 def test_the_law_sees_a_mini_batch_that_goes_on_from_the_first_weights(monkeypatch):
+    loop = ttt_loops.LinearLoop
+
     class Forgetful:
         @staticmethod
         def apply(key, rate, offset, square, start):
             each = [
-                ttt_loops.LinearLoop.apply(*(x[None] for x in one), square, start)
+                loop.apply(*(x[None] for x in one), square, start)
                 for one in zip(key, rate, offset, strict=True)
             ]
             return [torch.cat(parts) for parts in zip(*each, strict=True)]
 
-    monkeypatch.setattr("archsearch.blocks.ttt.LinearLoop", Forgetful)
+    monkeypatch.setattr(ttt_loops, "LinearLoop", Forgetful)
     with pytest.raises(AssertionError, match="output at T=65"):
         equals_oracle(case(head_dim=8))
 

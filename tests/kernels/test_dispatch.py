@@ -69,7 +69,26 @@ def test_a_library_is_taken_where_it_computes_the_same_in_the_same_precision(ins
     exact = choose("ssd", problem("ssd", dtype=torch.float32))
     assert exact.backend == "torch"
     assert "TF32" in exact.refused["fla"]
-    assert "not that of the paper" in choose("ttt", problem("ttt")).refused["fla"]
+    assert "not that of the paper" in choose("ttt_linear", problem("ttt_linear")).refused["fla"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "said"),
+    [
+        (torch.float32, 64, ""),
+        (torch.float32, 65, "weights of 65 x 65 do not fit into registers"),
+        (torch.bfloat16, 64, "float32 alone"),
+        (torch.float64, 64, "float32 alone"),
+    ],
+)
+def test_ttt_in_triton_is_refused_where_it_does_not_fit(dtype, width, said, installed):
+    installed(triton="3.7.1")
+    asked = problem("ttt_linear", dtype=dtype, k=width)
+    if not said:
+        assert choose("ttt_linear", asked, "triton").backend == "triton"
+    else:
+        with pytest.raises(ModelError, match=said):
+            choose("ttt_linear", asked, "triton")
 
 
 def test_where_the_first_library_is_missing_the_next_is_taken(installed):

@@ -70,19 +70,19 @@ def test_as_json_it_says_the_same():
 
 
 def test_a_wish_that_cannot_be_met_is_shown_and_no_crash():
-    done = run(ARCHSEARCH_BACKEND="ttt:fla")
+    done = run(ARCHSEARCH_BACKEND="ttt_linear:fla")
     assert done.returncode == 0, done.stderr
-    assert "ttt none none" in " ".join(done.stdout.split())
-    assert done.stdout.count("fla (ttt)") == 1
-    done = run(ARCHSEARCH_BACKEND="tt:fla")
-    assert (done.returncode, "did you mean 'ttt'?" in done.stderr) == (6, True), done.stderr
+    assert "ttt_linear none none" in " ".join(done.stdout.split())
+    assert done.stdout.count("fla (ttt_linear)") == 1
+    done = run(ARCHSEARCH_BACKEND="ttt_liner:fla")
+    assert (done.returncode, "did you mean 'ttt_linear'?" in done.stderr) == (6, True), done.stderr
 
 
 def test_on_a_gpu_with_nothing_installed_it_says_what_to_install(gpu, capsys):
     gpu()
     page = shown(capsys)
     assert "NVIDIA H100, sm_90, 80 GiB" in page
-    assert "fla (ssd, gla, gated_deltanet, rwkv7, ttt): fla-core is not installed" in page
+    assert "fla (ssd, gla, gated_deltanet, rwkv7, ttt_linear): fla-core is not installed" in page
     assert "triton (our own kernels and those of fla-core): pip install 'archsearch[cuda]'" in page
 
 
