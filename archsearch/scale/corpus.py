@@ -157,6 +157,17 @@ class Corpus:
         taken = min(rows, there)
         return _rows(self.validation, [i * there // taken * length for i in range(taken)], length)
 
+    def drawn(self, rows: int, length: int, rng: torch.Generator, *, train: bool) -> Tensor:
+        """Windows that begin anywhere in one part: windows_BT of int64, (rows, length + 1).
+
+        Raises:
+            CorpusError: if the text is too short.
+        """
+        self.windows(length)
+        part = self.train if train else self.validation
+        starts_B = torch.randint(len(part) - length, (rows,), generator=rng)
+        return _rows(part, starts_B.tolist(), length)
+
     def epochs(self, step: int, rows: int, length: int) -> float:
         """How often the text was seen before a step."""
         return step * rows / self.windows(length)

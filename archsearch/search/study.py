@@ -119,6 +119,7 @@ class Study:
         before = study.user_attrs.get("experiment", {})
         if before or opened.trials() or study.directions != directions:
             opened.check(experiment)
+            opened.check_data(experiment)
         else:
             study.set_metric_names([goal.name for goal in experiment.goals])
         now = {"lag": lag, "versions": versions()} | before | described(experiment)
@@ -146,6 +147,21 @@ class Study:
             f"{changed}\n{why}"
             "Nothing was changed. Give the new space another name with --name, or restore the file."
         )
+
+    def check_data(self, experiment: Experiment) -> None:
+        """Refuse to go on with other data behind the same tasks.
+
+        Raises:
+            RunError: naming the tasks.
+        """
+        before = self.about.get("data", {})
+        other = [task for task, now in data(experiment).items() if before.get(task, now) != now]
+        if other:
+            raise RunError(
+                f"the run '{self.name}' was made with other data behind {', '.join(other)}. "
+                "Nothing was changed. Give the new run another name with --name, or restore the "
+                "data."
+            )
 
     @property
     def name(self) -> str:
@@ -344,7 +360,13 @@ def described(experiment: Experiment) -> dict[str, Any]:
         "seeds": [genome.to_json() for genome in experiment.seeds],
         "identity": experiment.identity,
         "context": experiment.context,
+        "data": data(experiment),
     }
+
+
+def data(experiment: Experiment) -> dict[str, str]:
+    """The digest of what lies behind each task that reads rows instead of making them up."""
+    return {repr(task): task.digest() for task in experiment.tasks if hasattr(task, "digest")}
 
 
 def versions() -> dict[str, str]:

@@ -119,6 +119,7 @@ def _moved(study: Study, experiment: Experiment) -> list[FrozenTrial]:
     )
     if before != now:
         study.check(experiment, f"Only {', '.join(SPACE)} may change while a run goes on. ")
+    study.check_data(experiment)
     foreign: dict[int, str] = {}
     trials = study.optuna.get_trials()
     for trial, index in indexed(trials):
