@@ -21,7 +21,7 @@ from archsearch.space_yaml import load
 
 from .strategies import NEXT, genomes, parsed, spaces
 
-some = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 CONTEXT = 64
 TARGETS = ("params", "active_params", "flops", "state_bytes")
 

@@ -18,7 +18,7 @@ from archsearch.space_yaml import load
 
 from .strategies import NEXT, genomes, parsed, spaces
 
-some = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 ONE = Dim(options=(1,))
 
 
@@ -65,7 +65,7 @@ def test_every_member_is_found_again(experiment):
             assert frozenset(found.items()) in every
 
 
-@settings(some, max_examples=30)
+@settings(some, max_examples=15)
 @given(spaces(most=60), spaces(most=60), genomes(most=3), st.data())
 def test_located_are_members_and_no_others(experiment, other, foreign, data):
     space = experiment.space

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from archsearch.scale.sources import HUB
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -56,13 +58,18 @@ class Text:
         """Rows twice as long of the same text."""
         return replace(self, seq_len=2 * self.seq_len)
 
+    @property
+    def _place(self) -> str:
+        hub = self.source.startswith(HUB)
+        return self.source if hub or not self.source else str(Path(self.source).absolute())
+
     def digest(self) -> str:
         """Equal for equal texts.
 
         Raises:
             CorpusError: if there is no text, or too little of it.
         """
-        corpus = _corpus(self.source)
+        corpus = _opened(self._place)
         corpus.windows(self.seq_len)
         return corpus.key
 
@@ -77,13 +84,16 @@ class Text:
         Returns:
             inputs_BT and targets_BT, int64, all scored.
         """
-        windows_BT = _corpus(self.source).drawn(n, self.seq_len, rng, train=train)
+        windows_BT = _corpus(self._place).drawn(n, self.seq_len, rng, train=train)
         return windows_BT[:, :-1].contiguous(), windows_BT[:, 1:].contiguous()
 
 
-@functools.lru_cache(maxsize=4)
-def _corpus(source: str) -> Corpus:
+def _opened(place: str) -> Corpus:
     from archsearch.scale.corpus import Corpus
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return Corpus.open([source] if source else [], "byte", cache / "archsearch" / "text")
+    return Corpus.open([place] if place else [], "byte", cache / "archsearch" / "text")
+
+
+_corpus = functools.lru_cache(maxsize=4)(_opened)
+"""The same, without a look at the files where they were read before."""

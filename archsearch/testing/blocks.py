@@ -296,7 +296,7 @@ def stays_finite(case: Case) -> None:
         "parameters x 10": (large, 1.0),
         "drawn parameters x 10": (extreme, 1.0),
     }
-    for time in (1, 2, 63, 257, 1000):
+    for time in (1, 2, 257, 1000):
         for what, (module, std) in trials.items() if time < 1000 else list(trials.items())[:1]:
             x_BTD, ctx = inputs(case, time, torch.float32, std=std)
             for name, value in with_gradients(module, module, x_BTD, ctx).items():

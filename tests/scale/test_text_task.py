@@ -1,0 +1,79 @@
+"""Text as a task: rows are windows of one part of it, and a study knows which text it was."""
+
+import pytest
+import torch
+
+from archsearch.errors import CorpusError
+from archsearch.scale.text import Text
+from archsearch.train import generator
+from tests.helpers import TINY, archsearch
+
+TRAIN, HELD_OUT = b"abcdefghij", b"0123456789"
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A file whose last 5 %, which are held out, are digits, and the rest letters."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    path.write_bytes(TRAIN * 1900 + HELD_OUT * 100)
+    return path
+
+
+def test_rows_are_windows_of_their_own_part_and_every_byte_is_asked(source):
+    task = Text(source=str(source), seq_len=24)
+    for train, part in ((True, TRAIN), (False, HELD_OUT)):
+        inputs_BT, targets_BT = task.sample(200, generator("rows"), train=train)
+        assert inputs_BT.shape == targets_BT.shape == (200, task.length)
+        assert torch.equal(inputs_BT[:, 1:], targets_BT[:, :-1])
+        rows = {bytes(row) for row in torch.cat((inputs_BT, targets_BT[:, -1:]), 1).tolist()}
+        starts = {part.index(row[:1]) for row in rows if row[0]}
+        assert all(row in part * 4 for row in rows if row[0])
+        assert starts == set(range(len(part))), "they begin anywhere"
+
+
+def test_rows_are_a_function_of_the_generator(source):
+    task = Text(source=str(source), seq_len=5)
+    one, again, other = (task.sample(8, generator(name))[0] for name in ("a", "a", "b"))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_a_harder_task_has_longer_rows_of_the_same_text(source):
+    task = Text(source=str(source), seq_len=5)
+    assert task.harder() == Text(source=str(source), seq_len=10)
+    assert task.harder().digest() == task.digest()
+
+
+def test_a_text_is_known_by_what_it_holds(source):
+    task = Text(source=str(source))
+    before = task.digest()
+    source.write_bytes(source.read_bytes().replace(b"a", b"A", 1))
+    assert task.digest() != before
+    source.write_bytes(source.read_bytes().replace(b"A", b"a", 1))
+    assert task.digest() == before
+
+
+def test_a_text_that_is_too_short_or_missing_is_named(source):
+    with pytest.raises(CorpusError, match="1000"):
+        Text(source=str(source), seq_len=1000).digest()
+    with pytest.raises(CorpusError, match=r"nowhere\.txt: no such file"):
+        Text(source=str(source.with_name("nowhere.txt"))).digest()
+    with pytest.raises(ValueError, match="at least 1"):
+        Text(seq_len=0)
+
+
+def test_a_run_searches_on_text_and_refuses_to_go_on_with_another(source, tmp_path):
+    space = TINY.replace("mad/in-context-recall: {vocab: 8, seq_len: 16}",
+                         "text: {source: text.txt, seq_len: 16}")  # fmt: skip
+    (tmp_path / "space.yaml").write_text(space.replace("trials: 6, finalists: 3", "trials: 2"))
+    run = ("run", "space.yaml", "--workers", "1", "--set", "search.finalists=0")
+    done = archsearch(*run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "text" in done.stdout
+    source.write_bytes(source.read_bytes() + b"more")
+    again = archsearch(*run, "--trials", "3", cwd=tmp_path)
+    assert again.returncode != 0
+    assert "other data behind Text(source='text.txt', seq_len=16)" in " ".join(again.stderr.split())
+    source.write_bytes(source.read_bytes()[:-4])
+    assert archsearch(*run, "--trials", "3", cwd=tmp_path).returncode == 0
