@@ -48,6 +48,7 @@ bench: $(VENV)/installed-dev  ## measure what benchmarks/results/ holds
 	$(BIN)/python benchmarks/mup_groups.py --out benchmarks/results/mup_groups.json
 	$(BIN)/python benchmarks/transfer.py
 	$(BIN)/python benchmarks/scale_overhead.py
+	$(BIN)/python benchmarks/threads.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/export.py --out benchmarks/results/export.json
 	$(BIN)/python -m benchmarks.native_parity

@@ -23,6 +23,11 @@ LIBRARY = (
 )
 """How the library of the command line begins what it has against a value, and our words for it."""
 
+SPINS = 10_000
+"""How often a thread of torch looks for more to do before it sleeps: a fraction of a millisecond.
+By default GNU OpenMP lets it spin for many times that, which beside other programs takes the core
+from the thread that all are waiting for."""
+
 
 class Verbs(TyperGroup):
     """The verbs; a value that is wrong is refused in our words."""
@@ -52,6 +57,8 @@ for part in (search, scale, models, lists):
 
 def main() -> None:
     """Run the command line; every known error ends in a sentence and an exit code."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))  # read as torch is imported
     try:
         app()
     except ArchsearchError as error:

@@ -9,16 +9,18 @@ import pytest
 import torch
 from rich.console import Console
 
+from archsearch.cli import SPINS
 from archsearch.kernels import backends, dispatch
 from archsearch.kernels.backends import OPS
 from archsearch.report import doctor
 
 
-def run(*args, **environment):
+def run(*args, unset=(), **environment):
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.run(
         [sys.executable, "-m", "archsearch", "doctor", *args],
         capture_output=True, text=True, check=False,
-        env={**os.environ, "COLUMNS": "80", **environment},
+        env={**inherited, "COLUMNS": "80", **environment},
     )  # fmt: skip
 
 
@@ -92,3 +94,17 @@ def test_on_a_gpu_with_libraries_it_says_what_they_do_not_do(gpu, capsys):
     assert "ssd torch fla" in page
     assert "it rounds fp32 to TF32" in page
     assert "not yet compared with torch on sm_90 with Triton 3.7.1" in page
+
+
+@pytest.mark.parametrize(
+    ("said", "spins"),
+    [({}, str(SPINS)), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    ids=["by default", "asked for", "another policy"],
+)
+def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(said, spins):
+    """As GNU OpenMP tells it when torch is imported."""
+    asked = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} - {*said}
+    done = run(OMP_DISPLAY_ENV="VERBOSE", **said, unset=asked)
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this torch has another OpenMP")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
