@@ -41,11 +41,15 @@ if TYPE_CHECKING:
 
     from archsearch.genome import Genome
     from archsearch.scale.trainings import Ended, Training
+    from archsearch.scale.verdict import Verdict
     from archsearch.search.finals import Fresh, Known
     from archsearch.search.study import Study
     from archsearch.space_yaml import Experiment
 
 PANEL, TARGETS = "panel.json", "targets.jsonl"
+TEXT_TASK = "text"
+FAILED = ("useless", "misleading", "poor pick")
+"""What may be said of a proxy that another one should take the place of."""
 TEXT = "scale/text"
 """Where `archsearch scale` keeps token files too, below the run directory."""
 SIZE = 16
@@ -133,6 +137,18 @@ def fidelity(
     write_report(found, chosen, design, about, home)
     said = f"written to {home}: fidelity.json, fidelity.svg"
     console.print(said, markup=False, soft_wrap=True)
+    if advice := instead(found.agreement.verdict, experiment, folder):
+        console.print(advice, markup=False, soft_wrap=True)
+
+
+def instead(verdict: Verdict, experiment: Experiment, run: Path) -> str:
+    """What to search on where the tasks of a run do not rank text; empty where they may."""
+    if verdict.kind not in FAILED or TEXT_TASK in {task.name for task in experiment.tasks}:
+        return ""
+    return (
+        f"next: archsearch run {run / 'space.yaml'} --set 'tasks.use=[{TEXT_TASK}]' "
+        f"--name {run.name}-text    (searches on text itself)"
+    )
 
 
 def _panel(study: Study, file: Path, size: int | None) -> Chosen:

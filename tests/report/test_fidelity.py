@@ -4,11 +4,13 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -16,9 +18,11 @@ from rich.console import Console
 
 from archsearch.errors import CorpusError, RunError, SpaceError
 from archsearch.report import fidelity as report
-from archsearch.report.fidelity import Wanted
+from archsearch.report.fidelity import Wanted, instead
+from archsearch.scale.verdict import Verdict
 from archsearch.search.storage import open_storage
 from archsearch.search.study import Study
+from archsearch.space_yaml import parse
 from tests.helpers import archsearch
 from tests.scale.helpers import PROSE
 
@@ -109,6 +113,26 @@ def _is_whole(home, said):
     assert all(name in said for name in names)
     picture = ElementTree.fromstring((home / "fidelity.svg").read_text())
     assert len([part for part in picture.iter() if part.tag.endswith("circle")]) == 6
+
+
+@pytest.mark.parametrize("kind", ["useless", "misleading", "poor pick"])
+def test_where_a_proxy_fails_text_is_named_as_one_by_a_command_that_works(here, kind):
+    folder = here / "runs/tiny"
+    experiment = Study(open_storage(folder), folder.name).experiment()
+    (command, *_) = instead(Verdict(kind, ""), experiment, folder).split("    ")
+    _, verb, space, *options = shlex.split(command.removeprefix("next: "))
+    assert verb == "run"
+    on_text = parse((folder / "space.yaml").read_text(), overrides=options[1:2])
+    assert [task.name for task in on_text.tasks] == ["text"]
+    assert Path(space) == folder / "space.yaml"
+    assert instead(Verdict(kind, ""), on_text, folder) == ""
+
+
+@pytest.mark.parametrize("kind", ["trusted", "too few", "unresolvable"])
+def test_else_nothing_is_advised(here, kind):
+    folder = here / "runs/tiny"
+    experiment = Study(open_storage(folder), folder.name).experiment()
+    assert instead(Verdict(kind, ""), experiment, folder) == ""
 
 
 def measure(here, *, dry_run=False, workers=1, **given):
