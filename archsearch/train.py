@@ -32,8 +32,8 @@ class Task(Protocol):
     """What a task must offer; see `mad_tasks` for examples.
 
     It may have `harder()` too: a task with the same vocabulary and readout that asks for more, or
-    None; and, where it reads rows instead of making them up, `digest()`: a text that tells when
-    they are others.
+    None; where it reads rows instead of making them up, `digest()`: a text that tells when they are
+    others; and where rows are text, `tokenizer`: what makes ids of it, see `scale.tokens`.
     """
 
     name: str

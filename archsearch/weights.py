@@ -26,6 +26,13 @@ def _params(task: Any) -> dict[str, Any]:
     return asdict(task) if is_dataclass(task) and not isinstance(task, type) else {}
 
 
+def _of_text(task: Any) -> dict[str, str]:
+    """What turns the ids of a task into text, and which text that was; else nothing."""
+    if not hasattr(task, "tokenizer"):
+        return {}
+    return {"tokenizer": task.tokenizer, "corpus": task.digest()}
+
+
 def save_weights(folder: Path, result: TrialResult, tasks: tuple[Any, ...], trained: str) -> None:
     """Write the weights of a trial's first seed, one file per task, and what they belong to.
 
@@ -48,6 +55,7 @@ def save_weights(folder: Path, result: TrialResult, tasks: tuple[Any, ...], trai
             "readout": task.readout,
             "length": task.length,
             "params": _params(task),
+            **_of_text(task),
             "accuracy": run.accuracy,
             "trained": trained,
         }

@@ -83,7 +83,11 @@ def of_task(genome: Genome, weights: Path, task: str | None) -> Origin | None:
         raise ExportError(f"{weights / 'tasks.json'} is damaged") from None
     known: Readout = readout
     model = filled(genome, int(vocab), weights / file, known)
-    return Origin(model=model, what=f"trained on the task {name}", figures=figures)
+    of_text = about.get("tokenizer")
+    return Origin(
+        model=model, what=f"trained on the task {name}", figures=figures, tokenizer=of_text,
+        separator=tokenizer(of_text).separator if of_text else None,
+    )  # fmt: skip
 
 
 def scaled_up(folder: Path, name: str) -> Origin | None:

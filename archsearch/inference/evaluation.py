@@ -35,8 +35,8 @@ class TextScore:
     windows: int
     bits: float
     """Per byte."""
-    error: float
-    """Standard error over windows; infinite for one."""
+    error: float | None
+    """Standard error over windows; None for one."""
 
 
 @torch.no_grad()
@@ -66,10 +66,10 @@ def text_score(
         losses.append(loss_BT.double().mean(1).cpu())
     loss_B = torch.cat(losses)
     mean, count = float(loss_B.mean()), len(loss_B)
-    error = float(loss_B.std()) / math.sqrt(count) if count > 1 else math.inf
     if not math.isfinite(mean):
         raise ModelError(f"the logits at a context of {context} are not finite")
-    return TextScore(context, count, corpus.bits_per_byte(mean), corpus.bits_per_byte(error))
+    error = corpus.bits_per_byte(float(loss_B.std()) / math.sqrt(count)) if count > 1 else None
+    return TextScore(context, count, corpus.bits_per_byte(mean), error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,10 +137,16 @@ def _export(folder: Path, config: Mapping[str, Any], task: str) -> Loaded:
     model = load_export(folder, task or None)
     label = task or next(iter(config["tasks"]))
     about = config["tasks"][label]
+    name = about.get("tokenizer")
+    vocabulary = (
+        Vocabulary.of_text(tokens.tokenizer(name), name, model.vocab)
+        if name
+        else Vocabulary.of_ids(model.vocab)
+    )
     return Loaded(
-        folder=folder, model=model, vocabulary=Vocabulary.of_ids(model.vocab),
-        context=about.get("length"), base=_own_base(model), label=label,
-        labels=tuple(config["tasks"]), task=_task(label, about),
+        folder=folder, model=model, vocabulary=vocabulary, context=about.get("length"),
+        base=_own_base(model), label=label, labels=tuple(config["tasks"]),
+        task=_task(label, about), corpus=about.get("corpus", ""),
     )  # fmt: skip
 
 

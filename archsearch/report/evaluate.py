@@ -90,7 +90,7 @@ def on_text(
         mark = " (training)" if score.context == loaded.context else ""
         table.add_row(
             f"context {score.context}{mark}", str(score.windows), f"{score.bits:.3f}",
-            f"{score.error:.3f}",
+            "-" if score.error is None else f"{score.error:.3f}",
         )  # fmt: skip
     for name, bits in (("bytes by frequency", corpus.order0), ("xz", corpus.xz)):
         table.add_row(name, "", f"{bits:.3f}")
@@ -189,5 +189,5 @@ def _task_panels(tasks: dict[str, list[TaskScore]]) -> Iterable[Panel]:
 
 def _text_panels(text: Sequence[TextScore]) -> Iterable[Panel]:
     if len(text) > 1:
-        points = [(float(s.context), s.bits, s.error) for s in text]
+        points = [(float(s.context), s.bits, s.error or 0.0) for s in text]
         yield Panel("bits per byte", "context", [Curve("bits per byte", points)])

@@ -32,6 +32,7 @@ class Text:
     name: ClassVar[str] = "text"
     readout: ClassVar[str] = "token"
     vocab: ClassVar[int] = 256
+    tokenizer: ClassVar[str] = "byte"
     axes: ClassVar[Mapping[str, tuple[float, ...]]] = {"seq_len": (256, 512, 1024)}
 
     source: str = ""

@@ -10,14 +10,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from archsearch.errors import CorpusError, ExportError
+from archsearch.export import export
 from archsearch.export import load as load_export
+from archsearch.export.origin import of_task
 from archsearch.genome import Gene, Genome
 from archsearch.inference import load
 from archsearch.model import build
 from archsearch.mup import Base
+from archsearch.scale.text import Text
 from archsearch.scale.tokens import keep
+from archsearch.sections import Recipe
 from archsearch.train import generator
-from tests.inference.conftest import HYBRID, TASKS, hugging_face
+from archsearch.trial import run_trial
+from archsearch.weights import save_weights
+from mad_tasks import InContextRecall
+from tests.inference.conftest import HYBRID, SOURCE, TASKS, hugging_face
 from tests.scale.conftest import trained  # noqa: F401 - a fixture
 
 ROWS = torch.randint(256, (2, 40), generator=generator("rows"))
@@ -79,6 +86,22 @@ def test_the_tokenizer_beside_the_weights_is_found(of_text, copied, trained, tmp
     keep(str(trained), place)
     with pytest.raises(CorpusError, match=r"400 ids, the model in .* 256"):
         load(place)
+
+
+def test_a_model_of_the_task_text_reads_and_writes_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_bytes(SOURCE.sample(9000, generator("test", "task text")))
+    tasks = (Text(source=str(tmp_path / "text.txt"), seq_len=16), InContextRecall(vocab=8))
+    result = run_trial(HYBRID, tasks, Recipe(steps=2, evals=1, batch=4, eval_rows=8), 0)
+    save_weights(tmp_path / "weights", result, tasks, "here")
+    loaded = load(export(HYBRID, tmp_path / "weights", tmp_path / "model"))
+    assert loaded.vocabulary.tokenizer == "byte"
+    assert loaded.vocabulary.decode(loaded.vocabulary.encode("two words")) == "two words"
+    assert (loaded.task, loaded.corpus) == (tasks[0], tasks[0].digest())
+    of_ids = load(tmp_path / "model", "mad/in-context-recall")
+    assert (of_ids.vocabulary.tokenizer, of_ids.corpus) == ("", "")
+    origin = of_task(HYBRID, tmp_path / "weights", "text")
+    assert (origin.tokenizer, origin.separator) == ("byte", 0)
 
 
 def test_a_tokenizer_that_is_not_known_is_asked_for(of_text, copied):

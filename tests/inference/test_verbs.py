@@ -16,6 +16,7 @@ from archsearch.errors import ModelError
 from archsearch.genome import Gene, Genome
 from archsearch.inference import load
 from archsearch.inference.decoding import generate
+from archsearch.inference.evaluation import text_score
 from archsearch.inference.loading import Loaded
 from archsearch.inference.vocabulary import Vocabulary
 from archsearch.model import build
@@ -126,6 +127,10 @@ def test_scores_of_text_and_of_tasks(of_text, of_tasks, tmp_path):
     other = [str(tmp_path / "other.txt")]
     out, _ = said(lambda out, _: on_text(loaded, other, [16], 8, tmp_path / "cache", out))
     assert "another text than that of training" in out
+    one = [text_score(loaded.model, corpus, n, windows, 64) for n, windows in ((32, 1), (64, 1))]
+    assert [score.error is None for score in one] == [False, True], "one window has no spread"
+    said(lambda out, _: write_scores(tmp_path / "one", one, {}, [], out))
+    assert json.loads((tmp_path / "one" / "eval.json").read_text())["text"][1]["error"] is None
     with pytest.raises(ModelError, match="leave --text out"):
         on_text(load(of_tasks), other, [], 8, tmp_path / "cache", Console(file=io.StringIO()))
 
