@@ -93,7 +93,7 @@ class Case:
         return cost
 
 
-def cases(block: type[Block], drawn: int = 4) -> list[Case]:
+def cases(block: type[Block], drawn: int = 3) -> list[Case]:
     """The default, each option and end of a range alone, and `drawn` random small configs.
 
     Left out is what `check` refuses at every one of `WIDTHS`, and what is larger than `LARGEST`.
@@ -105,7 +105,7 @@ def cases(block: type[Block], drawn: int = 4) -> list[Case]:
     for name, dim in info.dims.items():
         given = {dim.when[0]: dim.when[1]} if dim.when else {}
         fits = [case for v in edges(dim) if (case := _case(block, given | {name: v}))]
-        found |= dict.fromkeys(fits if dim.options else [*fits[:4], *fits[-1:]])
+        found |= dict.fromkeys(fits if dim.options else [*fits[:3], *fits[-1:]])
     wanted, tries = len(found) + drawn, 0
     while len(found) < wanted and tries < 1000:
         values = {name: rng.choice(edges(dim, most=16)) for name, dim in info.dims.items()}
