@@ -119,23 +119,28 @@ def denied(backend: str, op: str, problem: Problem) -> str:
 
 
 def _triton(problem: Problem) -> str:
+    if interpreted() and find_spec("triton"):
+        return ""
+    return _library(problem)
+
+
+def _library(problem: Problem) -> str:
+    """Libraries are not interpreted: some of their kernels cannot be."""
     if find_spec("triton") is None:
         return "triton is not installed: pip install 'archsearch[cuda]'"
-    if problem.device != "cuda" and not interpreted():
-        return "it needs an NVIDIA GPU"
-    return ""
+    return "" if problem.device == "cuda" else "it needs an NVIDIA GPU"
 
 
 def _fla(problem: Problem) -> str:
     if find_spec("fla") is None:
         return "fla-core is not installed: pip install 'archsearch[cuda]'"
-    return _triton(problem)
+    return _library(problem)
 
 
 def _mamba_ssm(problem: Problem) -> str:
     if find_spec("mamba_ssm") is None:
         return "mamba-ssm is not installed: see docs/kernels.md"
-    return _triton(problem)
+    return _library(problem)
 
 
 def _rounds(problem: Problem) -> str:

@@ -21,7 +21,7 @@ from archsearch.errors import ModelError
 from archsearch.kernels.backends import OPS, Problem, interpreted, version
 from archsearch.kernels.dispatch import VARIABLE, Choice, architecture, choose, wanted
 from archsearch.memory import machine_bytes
-from archsearch.words import size
+from archsearch.words import dtype_name, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,7 +76,9 @@ def examine() -> Found:
             **{name: version(name) for name in packages},
         },
         asked=os.environ.get(VARIABLE, ""),
-        chosen={op: {_word(dtype): _choice(op, device, dtype) for dtype in DTYPES} for op in OPS},
+        chosen={
+            op: {dtype_name(dtype): _choice(op, device, dtype) for dtype in DTYPES} for op in OPS
+        },
     )
 
 
@@ -86,7 +88,7 @@ def _choice(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
         return choose(op, problem, wanted(op))
     except ModelError as error:
         # the rest of the message names op and type, which may be told once for several
-        reason = str(error).partition(f"with {_word(dtype)}: ")[2] or str(error)
+        reason = str(error).partition(f"with {dtype_name(dtype)}: ")[2] or str(error)
         return Choice(NEVER, "asked for, which fails", {wanted(op): reason})
 
 
@@ -100,11 +102,11 @@ def _device(device: torch.device) -> Iterator[tuple[str, str]]:
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)
         yield "gpu", f"{about.name}, {architecture(device)}, {size(about.total_memory)}"
-        yield "driver", _driver()
+        yield "driver", driver()
         yield "cuda", str(torch.version.cuda or torch.version.hip)
 
 
-def _driver() -> str:
+def driver() -> str:
     """The version of NVIDIA's driver; empty where nothing says it."""
     if not (tool := shutil.which("nvidia-smi")):
         return ""
@@ -140,7 +142,7 @@ def _about(found: Found) -> Table:
 
 def _choices(found: Found) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("op", *map(_word, DTYPES), "why", "what uses it"):
+    for column in ("op", *map(dtype_name, DTYPES), "why", "what uses it"):
         table.add_column(column, overflow="fold")
     for op, of in found.chosen.items():
         table.add_row(
@@ -175,7 +177,3 @@ def _advice(found: Found) -> list[str]:
 
 def _point(line: str) -> Padding:
     return Padding(Text(line), (0, 0, 0, 2))
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
