@@ -19,13 +19,15 @@ from archsearch.kernels.mod import put
 from archsearch.kernels.peer import experts
 from archsearch.kernels.product_keys import route
 from archsearch.kernels.selective_scan import selective_scan
-from archsearch.kernels.spline import ORDER, spline
-from archsearch.kernels.spline_features import features
+from archsearch.kernels.spline import ORDER, spline, spline_ref
+from archsearch.kernels.spline_features import features, features_ref
 from archsearch.kernels.table_rows import Picks
 from archsearch.kernels.ttt import fit_linear
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Largest error, as a norm relative to that of the result, against torch in fp64."""
+CLEAR = 1e-5
+"""How much better than the best that is left out the last that is chosen must be."""
 Given = tuple[Any, ...]
 
 
@@ -55,7 +57,9 @@ class Case:
     moved: Callable[[Given], int] = bytes_of
     """Bytes that a forward pass moves at least, results left out where they are small."""
     loops: bool = False
-    """Whether plain torch goes token by token, which a compiler would write out for every token."""
+    """Whether plain torch loops over time, which a compiler would write out for every step."""
+    materialised: Callable[..., Any] | None = None
+    """The same function with all its parts in memory, as it is written down: to compare times."""
 
     def given(self, size: str, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Given:
         """Arguments; tensors of floating point need a gradient."""
@@ -83,8 +87,16 @@ def _peer(g: Generator, dtype: torch.dtype, N: int, D: int, R: int, E: int, spar
 
 
 def _route(g: Generator, dtype: torch.dtype, N: int, H: int, K: int, E: int) -> Given:
+    """Rows whose choice of pairs hangs on how a sum is rounded give way to one that is clear."""
     score_HSNK = torch.randn(H, 2, N, K, generator=g, device=g.device).to(dtype)
-    return score_HSNK.transpose(0, 1), E
+    one_HNE, two_HNE = score_HSNK.double().topk(min(E + 1, K)).values.unbind(1)
+    pairs_HNP = (one_HNE[..., None] + two_HNE[..., None, :]).flatten(-2)
+    best_HNE = pairs_HNP.topk(E + 1).values
+    clear_HN = best_HNE[..., -2] - best_HNE[..., -1] > CLEAR
+    first = clear_HN.flatten().nonzero()[0, 0]
+    like_SK = score_HSNK[first // N, :, first % N]
+    kept_HSNK = torch.where(clear_HN[:, None, :, None], score_HSNK, like_SK[None, :, None])
+    return kept_HSNK.transpose(0, 1), E
 
 
 def _by_row(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -122,6 +134,12 @@ def _put(g: Generator, dtype: torch.dtype, N: int, D: int, R: int) -> Given:
     )
     row_N = torch.randperm(R, generator=g, device=g.device)[:N].sort().values
     return y_ND, x_ND, gate_N, row_N, R
+
+
+def _put_bytes(given: Given) -> int:
+    """Everything is read, and all rows are written: first with 0, then those that were taken."""
+    y_ND, *_, rows = given
+    return bytes_of(given) + bytes_of(y_ND) + rows * bytes_of(y_ND[:1])
 
 
 def _scan(g: Generator, dtype: torch.dtype, T: int, B: int, E: int, N: int) -> Given:
@@ -184,7 +202,7 @@ CASES: dict[str, Case] = {
             "proxy": {"N": 16384, "F": 256, "grid": 8},
             "real": {"N": 8192, "F": 1024, "grid": 8},
         },
-        ("FORWARD", "BACKWARD"), moved=_twice_x,
+        ("FORWARD", "BACKWARD"), moved=_twice_x, materialised=spline_ref,
     ),
     "kan_features": Case(
         features, _kan_features,
@@ -194,7 +212,7 @@ CASES: dict[str, Case] = {
             "proxy": {"N": 16384, "F": 128, "grid": 4},
             "real": {"N": 8192, "F": 1024, "grid": 8},
         },
-        ("FEATURES",), moved=_features_bytes,
+        ("FEATURES",), moved=_features_bytes, materialised=features_ref,
     ),
     "mod": Case(
         put, _put,
@@ -204,7 +222,7 @@ CASES: dict[str, Case] = {
             "proxy": {"N": 2048, "D": 128, "R": 16384},
             "real": {"N": 1024, "D": 1024, "R": 8192},
         },
-        ("TILES",),
+        ("TILES",), moved=_put_bytes,
     ),
     "selective_scan": Case(
         selective_scan, _scan,
@@ -224,7 +242,7 @@ CASES: dict[str, Case] = {
             "proxy": {"count": 8, "N": 512, "M": 16, "K": 32},
             "real": {"count": 128, "N": 256, "M": 16, "K": 64},
         },
-        ("LOOP",), dtypes=(torch.float32,), moved=_ttt_bytes,
+        ("LOOP",), dtypes=(torch.float32,), moved=_ttt_bytes, loops=True,
     ),
 }  # fmt: skip
 
@@ -276,24 +294,31 @@ def ways(op: str) -> int:
     return max(len(getattr(kernels_of(op), name)) for name in CASES[op].ways)
 
 
-def found(case: Case, function: Callable[..., Any], given: Given) -> list[Tensor]:
-    """What a function returns and all its gradients, in fp64 and dense."""
+def found(
+    case: Case, function: Callable[..., Any], given: Given, exact: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """What a function returns and all its gradients, in `exact` and dense."""
     results = case.ordered(function(*given))
     results = results if isinstance(results, tuple) else (results,)
     inputs = [x for x in given if _real(x)]
     real = [x for x in results if _real(x)]
-    total: Any = sum((x.double() * _weight(x)).sum() for x in real)
+    total: Any = sum((x.to(exact) * _weight(x).to(exact)).sum() for x in real)
     gradients = torch.autograd.grad(total, inputs)
-    return [x.detach().to_dense().double() if _real(x) else x for x in (*results, *gradients)]
+    return [x.detach().to_dense().to(exact) if _real(x) else x for x in (*results, *gradients)]
 
 
 def error(
-    case: Case, function: Callable[..., Any], plain: Callable[..., Any], given: Given
+    case: Case,
+    function: Callable[..., Any],
+    plain: Callable[..., Any],
+    given: Given,
+    exact: torch.dtype = torch.float64,
 ) -> float:
-    """The largest error of values and gradients against torch in fp64 on the same numbers."""
-    exact = tuple(x.detach().double().requires_grad_() if _real(x) else x for x in given)
+    """The largest error of values and gradients against torch in `exact` on the same numbers."""
+    wide = tuple(x.detach().to(exact).requires_grad_() if _real(x) else x for x in given)
+    ours, theirs = found(case, function, given, exact), found(case, plain, wide, exact)
     worst = 0.0
-    for one, two in zip(found(case, function, given), found(case, plain, exact), strict=True):
+    for one, two in zip(ours, theirs, strict=True):
         if one.dtype == torch.int64:
             worst = max(worst, 0.0 if torch.equal(one, two) else float("inf"))
         else:
