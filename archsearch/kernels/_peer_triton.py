@@ -152,10 +152,13 @@ def _tables_fake(
 def _experts_remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *given, ctx.act, ctx.sparse = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros for the hidden units too
     ctx.save_for_backward(*given, output[1])
 
 
-def _experts_differentiate(ctx: Any, dy_ND: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _experts_differentiate(ctx: Any, dy_ND: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if dy_ND is None:
+        return (None,) * 7
     x_ND, down_RD, up_RD, gate_NE, row_NE, hidden_NE = ctx.saved_tensors
     dx_ND, dgate_NE, dhidden_NE, weight_NE = _experts_backward(
         dy_ND, x_ND, down_RD, up_RD, gate_NE, row_NE, hidden_NE, ctx.act

@@ -77,10 +77,13 @@ def _route_backward_fake(dgate_ME: Tensor, gate_ME: Tensor, row_ME: Tensor, K: i
 def _route_remember(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
     ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros for the pairs too
     ctx.save_for_backward(*output)
 
 
-def _route_differentiate(ctx: Any, dgate_ME: Tensor, _: Any) -> tuple[Tensor, None]:
+def _route_differentiate(ctx: Any, dgate_ME: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
+    if dgate_ME is None:
+        return None, None
     dscore_SMK = _route_backward(dgate_ME, *ctx.saved_tensors, ctx.shape[-1])
     return dscore_SMK.view(ctx.shape).to(ctx.dtype), None
 

@@ -21,6 +21,8 @@ import triton.language as tl
 from torch import Size, Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from archsearch.kernels.precision import in_full
+
 CHUNK = 16
 """Tokens between two states that are kept; it has no effect on values. As many states of each
 program lie in its scratch memory."""
@@ -116,6 +118,7 @@ def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor
     ctx.save_for_backward(*inputs, output[1])
 
 
+@in_full
 def _differentiate(ctx: Any, dy_TBE: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if dy_TBE is None:
         return (None,) * 5

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Size, Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from archsearch.kernels.precision import in_full
 from archsearch.kernels.ttt import EPS
 
 LOOP: tuple[dict[str, Any], ...] = (
@@ -103,10 +104,19 @@ def _(
 
 def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)  # else zeros for those too
     ctx.save_for_backward(*inputs[:4], *output)
 
 
-def _differentiate(ctx: Any, from_W: Tensor, from_G: Tensor, *rest: None) -> tuple[Tensor, ...]:
+@in_full
+def _differentiate(
+    ctx: Any, from_W: Tensor | None, from_G: Tensor | None, *rest: None
+) -> tuple[Tensor | None, ...]:
+    if from_W is None and from_G is None:
+        return (None,) * 5
+    W, G = ctx.saved_tensors[4:6]
+    from_W = torch.zeros_like(W) if from_W is None else from_W
+    from_G = torch.zeros_like(G) if from_G is None else from_G
     found: tuple[Tensor, ...] = _fit_backward(from_W, from_G, *ctx.saved_tensors)
     return found
 
