@@ -29,6 +29,8 @@ TABLES = (
     {"P_BLOCK": 8, "num_warps": 8},
 )
 """Ways to launch; the first is taken."""
+MOST_BYTES = 256
+"""Of the rows of a table that a thread holds at once, so that no register is spilled."""
 ACTS = {"gelu": 0, "silu": 1, "relu": 2}
 
 
@@ -38,6 +40,13 @@ def experts(
     """As `kernels.peer.experts`."""
     y_ND, _ = _experts(x_ND, down_RD, up_RD, gate_NE, picks.row_NE, act, picks.sparse)
     return y_ND
+
+
+def _config(config: dict[str, int], rows: str, x_ND: Tensor) -> dict[str, int]:
+    """The launch config with the width, and with fewer rows at once where they are wide."""
+    width = triton.next_power_of_2(x_ND.shape[1])
+    most = MOST_BYTES * 32 * config["num_warps"] // (width * x_ND.element_size())
+    return config | {"D_BLOCK": width, rows: max(min(config[rows], most), 1)}
 
 
 @torch.library.custom_op("archsearch::peer_triton", mutates_args=())
@@ -56,9 +65,8 @@ def _experts(
     (N, D), E = y_ND.shape, gate_NE.shape[1]
     with torch.accelerator.device_index(x_ND.device.index):
         _experts_forward[N,](
-            *given, y_ND, hidden_NE, D, E, D_BLOCK=triton.next_power_of_2(D), ACT=ACTS[act],
-            **EXPERTS[0],
-        )  # fmt: skip
+            *given, y_ND, hidden_NE, D, E, ACT=ACTS[act], **_config(EXPERTS[0], "E_BLOCK", x_ND)
+        )
     return y_ND, hidden_NE
 
 
@@ -79,7 +87,7 @@ def _experts_backward(
     (N, D), E = x_ND.shape, gate_NE.shape[1]
     with torch.accelerator.device_index(x_ND.device.index):
         _experts_gradient[N,](
-            *given, *found, D, E, D_BLOCK=triton.next_power_of_2(D), ACT=ACTS[act], **EXPERTS[0]
+            *given, *found, D, E, ACT=ACTS[act], **_config(EXPERTS[0], "E_BLOCK", x_ND)
         )
     return found
 
@@ -100,7 +108,7 @@ def _tables(
     D, E = x_ND.shape[1], weight_NE.shape[1]
     with torch.accelerator.device_index(x_ND.device.index):
         _tables_gradient[len(found[0]),](
-            *given, *found, D, E, D_BLOCK=triton.next_power_of_2(D), **TABLES[0]
+            *given, *found, D, E, **_config(TABLES[0], "P_BLOCK", x_ND)
         )
     return found
 

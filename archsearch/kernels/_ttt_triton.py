@@ -29,10 +29,9 @@ from archsearch.kernels.ttt import EPS
 
 LOOP: tuple[dict[str, Any], ...] = (
     {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "ieee", "num_warps": 8, "num_stages": 2},
-    {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "ieee", "num_warps": 4, "num_stages": 2},
     {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "tf32x3", "num_warps": 8, "num_stages": 2},
 )
-"""Ways to launch: the first, and the last where torch may round float32."""
+"""Launch configs: the first, and the last where torch may round float32."""
 EPSILON = tl.constexpr(EPS)
 
 
@@ -44,12 +43,16 @@ def fit_linear(
     return W, G
 
 
-def _how(k: Tensor) -> dict[str, Any]:
-    """The way to launch, with what depends on the sizes."""
+def _config(k: Tensor) -> dict[str, Any]:
+    """The launch config, with what depends on the sizes."""
     exact = torch.get_float32_matmul_precision() == "highest"
-    how, (M, K) = LOOP[0 if exact else -1], k.shape[-2:]
-    width = max(triton.next_power_of_2(K), how["ROWS"])
-    return {"SHORT": how["M_BLOCK"] >= M, "K_BLOCK": width, **how}
+    config, (M, K) = LOOP[0 if exact else -1], k.shape[-2:]
+    width, short = max(triton.next_power_of_2(K), config["ROWS"]), config["M_BLOCK"] >= M
+    if not short:  # the loop over blocks takes registers: so that none is spilled
+        rows = width if config["PRECISION"] == "ieee" and width > 32 else config["ROWS"]
+        stages = 1 if width > 16 else 2
+        config = config | {"ROWS": rows, "num_warps": 8, "num_stages": stages}
+    return {"SHORT": short, "K_BLOCK": width, **config}
 
 
 @torch.library.custom_op("archsearch::ttt_linear_triton", mutates_args=())
@@ -61,7 +64,7 @@ def _fit(
     found = _fit_fake(k, rate, offset, square, start)
     count, N, M, K = k.shape
     with torch.accelerator.device_index(k.device.index):
-        _loop_forward[(N,)](*given, *found, count, M, K, **_how(k))
+        _loop_forward[(N,)](*given, *found, count, M, K, **_config(k))
     return found
 
 
@@ -82,7 +85,7 @@ def _fit_backward(
     by_W, by_z, by_offset = W.new_empty(W.shape), k.new_empty(k.shape), k.new_empty(k.shape)
     by_square, (count, N, M, K) = square.new_empty(square.shape), k.shape
     with torch.accelerator.device_index(k.device.index):
-        _loop_backward[(N,)](*given, by_W, by_z, by_offset, by_square, count, M, K, **_how(k))
+        _loop_backward[(N,)](*given, by_W, by_z, by_offset, by_square, count, M, K, **_config(k))
     by_k, by_rate = by_z @ W[..., :-1, :].mT, torch.zeros_like(rate)
     by_weights, by_bias = by_W[1:].split((K, 1), 2)
     by_step = G[:-1] @ by_weights.mT

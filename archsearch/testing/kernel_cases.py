@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,11 +60,17 @@ class Case:
     """Whether plain torch loops over time, which a compiler would write out for every step."""
     materialised: Callable[..., Any] | None = None
     """The same function with all its parts in memory, as it is written down: to compare times."""
+    compiled: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """More sizes to compile for, where the code differs; beside `compile`, by what is special."""
+
+    def sizes_of(self, size: str) -> Mapping[str, int]:
+        """Those that are called so."""
+        return self.compiled[size] if size in self.compiled else self.sizes[size]
 
     def given(self, size: str, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Given:
         """Arguments; tensors of floating point need a gradient."""
         g = Generator(device).manual_seed(seed)
-        found = self.make(g, dtype, **self.sizes[size])
+        found = self.make(g, dtype, **self.sizes_of(size))
         return tuple(x.requires_grad_() if _real(x) else x for x in found)
 
 
@@ -116,9 +122,11 @@ def _twice_x(given: Given) -> int:
     return 2 * bytes_of(given[0])
 
 
-def _kan_features(g: Generator, dtype: torch.dtype, N: int, F: int, grid: int) -> Given:
+def _kan_features(
+    g: Generator, dtype: torch.dtype, N: int, F: int, grid: int, order: int = 3
+) -> Given:
     x_NI = torch.randn(N, F, generator=g, device=g.device) * 2
-    return x_NI.to(dtype), grid, 3, 3.0
+    return x_NI.to(dtype), grid, order, 3.0
 
 
 def _features_bytes(given: Given) -> int:
@@ -183,6 +191,7 @@ CASES: dict[str, Case] = {
             "real": {"N": 8192, "D": 1024, "R": 1024**2, "E": 128, "sparse": 1},
         },
         ("EXPERTS", "TABLES"), moved=_peer_bytes,
+        compiled={"widest": {"N": 2, "D": 4096, "R": 16, "E": 128, "sparse": 0}},
     ),
     "product_keys": Case(
         route, _route,
@@ -193,6 +202,7 @@ CASES: dict[str, Case] = {
             "real": {"N": 8192, "H": 8, "K": 1024, "E": 16},
         },
         ("ROUTE",), dtypes=(torch.float32,), ordered=_by_row,
+        compiled={"most picks": {"N": 2, "H": 8, "K": 1024, "E": 64}},
     ),
     "spline": Case(
         spline, _spline,
@@ -203,6 +213,7 @@ CASES: dict[str, Case] = {
             "real": {"N": 8192, "F": 1024, "grid": 8},
         },
         ("FORWARD", "BACKWARD"), moved=_twice_x, materialised=spline_ref,
+        compiled={"many cells": {"N": 64, "F": 1024, "grid": 64}},
     ),
     "kan_features": Case(
         features, _kan_features,
@@ -213,6 +224,7 @@ CASES: dict[str, Case] = {
             "real": {"N": 8192, "F": 1024, "grid": 8},
         },
         ("FEATURES",), moved=_features_bytes, materialised=features_ref,
+        compiled={"order 5": {"N": 16, "F": 1024, "grid": 8, "order": 5}},
     ),
     "mod": Case(
         put, _put,
@@ -233,6 +245,7 @@ CASES: dict[str, Case] = {
             "real": {"T": 2048, "B": 8, "E": 2048, "N": 16},
         },
         ("FORWARD", "BACKWARD"), dtypes=(torch.float32,), moved=_scan_bytes, loops=True,
+        compiled={"largest state": {"T": 16, "B": 16, "E": 64, "N": 256}},
     ),
     "ttt_linear": Case(
         fit_linear, _ttt,
@@ -243,6 +256,7 @@ CASES: dict[str, Case] = {
             "real": {"count": 128, "N": 256, "M": 16, "K": 64},
         },
         ("LOOP",), dtypes=(torch.float32,), moved=_ttt_bytes, loops=True,
+        compiled={"long mini-batch": {"count": 2, "N": 2, "M": 40, "K": 64}},
     ),
 }  # fmt: skip
 

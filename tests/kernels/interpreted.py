@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from archsearch.block import Ctx, block_class
+from archsearch.kernels import _peer_triton
 from archsearch.kernels._peer_triton import experts
 from archsearch.kernels._product_keys_triton import route
 from archsearch.kernels.dispatch import recorded, using
@@ -131,6 +132,12 @@ def test_gradients_of_routing_and_of_putting_back_are_those_of_finite_difference
     given = [x[:3].detach().requires_grad_() for x in given]
     put = triton_of("mod")
     assert torch.autograd.gradcheck(lambda *xs: put(*xs, row_N[:3], rows), given, fast_mode=True)
+
+
+def test_where_rows_are_wide_fewer_are_read_at_once(monkeypatch):
+    monkeypatch.setattr(_peer_triton, "MOST_BYTES", 1)
+    case = CASES["peer"]
+    assert error(case, experts, plain_of(case), case.given("tiny", torch.float64)) < 1e-12
 
 
 @pytest.mark.parametrize("act", ["gelu", "silu", "relu"])

@@ -43,8 +43,14 @@ def test_the_whole_block_computes_the_same_with_it():
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"count": 1}, {"M": 1}, {"K": 16, "M": 16}, {"K": 17, "M": 33, "N": 1}],
-    ids=["one mini-batch", "one token", "a whole block", "just more than a block"],
+    [
+        {"count": 1},
+        {"M": 1},
+        {"K": 16, "M": 16},
+        {"K": 17, "M": 33, "N": 1},
+        {"K": 33, "M": 17, "N": 1},
+    ],  # fmt: skip
+    ids=["one mini-batch", "one token", "a whole block", "just more than a block", "wide and long"],
 )
 def test_it_is_right_on_either_side_of_the_size_of_a_block(sizes):
     assert error(CASE, fit_linear, plain_of(CASE), given(**sizes)) < 1e-12
