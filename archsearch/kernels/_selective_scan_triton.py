@@ -7,6 +7,10 @@ scratch memory that is soon read back, and follows the gradient of the state bac
 is summed over channels or over batch rows is written apart by each program and added up after: no
 atomics, so equal runs give equal gradients.
 
+In float32 and for at most 128 states, T B N E / 4 bytes of states are kept from forward to
+backward, and while backward runs as much again holds the parts of the gradients of B and C: 100 MB
+each for 2048 tokens of 8 rows with 1536 channels of 16 states.
+
 Shapes: T time, B batch, E channels, N state size, K chunks, Q time in a chunk, P programs along
 the channels.
 """

@@ -66,6 +66,8 @@ class Op:
     example: Mapping[str, Any]
     """`Problem.sizes` of a usual call."""
     backends: tuple[Backend, ...] = ()
+    exact: bool = False
+    """Whether blocks always call it in float32 or better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,21 +218,25 @@ OPS: dict[str, Op] = {
             ),
             Backend("triton", f"{HERE}._selective_scan_triton:selective_scan", _triton),
         ),
+        exact=True,
     ),
     "gla": Op(
         "gated linear attention with a decay per channel",
         {"q_BTHK": 64, "k_BTHK": 64, "v_BTHV": 64, "log_a_BTHK": 64},
         (Backend("fla", f"{HERE}._fla:gla", _fla, _rounds),),
+        exact=True,
     ),
     "gated_deltanet": Op(
         "gated delta rule",
         {"q_BTGK": 64, "k_BTGK": 64, "v_BTHV": 64, "log_a_BTH": 16, "beta_BTH": 16},
         (Backend("fla", f"{HERE}._fla:gated_deltanet", _fla, _rounds),),
+        exact=True,
     ),
     "rwkv7": Op(
         "delta rule of RWKV-7",
         {"heads": (64,) * 6},
         (Backend("fla", f"{HERE}._fla:rwkv7", _fla, _rounds),),
+        exact=True,
     ),
     "ttt_linear": Op(
         "TTT with a linear inner model",
@@ -239,11 +245,13 @@ OPS: dict[str, Op] = {
             Backend("fla", "", _fla, _fla_ttt),
             Backend("triton", f"{HERE}._ttt_triton:fit_linear", _triton, _ttt),
         ),
+        exact=True,
     ),
     "product_keys": Op(
         "retrieval of PEER and product key memory",
         {"score_SNK": 1024, "count": 16},
         (Backend("triton", f"{HERE}._product_keys_triton:route", _triton),),
+        exact=True,
     ),
     "peer": Op(
         "experts of PEER",

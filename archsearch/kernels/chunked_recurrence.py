@@ -12,6 +12,9 @@ from torch import Tensor
 
 from archsearch.kernels.precision import in_full
 
+FORGOTTEN = -30.0
+"""Log decay in one step below which the past is gone (1e-13): keeps the sums over a chunk exact."""
+
 
 def border_states(M_BIHKK: Tensor, N_BIHKV: Tensor) -> Tensor:
     """S_0 = 0 and S_(i+1) = M_i S_i + N_i: all states S_BIHKV from all matrices, one more of them.

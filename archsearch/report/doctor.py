@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from archsearch.errors import ModelError
-from archsearch.kernels.backends import OPS, Problem, interpreted, version
+from archsearch.kernels.backends import OPS, Op, Problem, interpreted, version
 from archsearch.kernels.dispatch import VARIABLE, Choice, architecture, choose, wanted
 from archsearch.memory import machine_bytes
 from archsearch.words import dtype_name, size
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float32, torch.bfloat16)
 NEVER = "none"
+NOT_CALLED = "-"
 PACKAGES = {
     "triton": ("our own kernels and those of fla-core", "pip install 'archsearch[cuda]'"),
     "fla-core": ("SSD, GLA, delta rules, RWKV-7", "pip install 'archsearch[cuda]'"),
-    "mamba-ssm": ("SSD, where fla-core is not", "docs/kernels.md says how"),
+    "mamba-ssm": ("selective scan; SSD, where fla-core is not", "docs/kernels.md says how"),
 }
 """What other backends come from: what each is good for, and how it is installed."""
 
@@ -48,7 +49,7 @@ class Found:
     asked: str
     """What the environment asks for."""
     chosen: Mapping[str, Mapping[str, Choice]]
-    """By op, by type of the numbers."""
+    """By op, by type of the numbers with which blocks call it."""
 
     def to_json(self) -> str:
         """All of it."""
@@ -77,9 +78,15 @@ def examine() -> Found:
         },
         asked=os.environ.get(VARIABLE, ""),
         chosen={
-            op: {dtype_name(dtype): _choice(op, device, dtype) for dtype in DTYPES} for op in OPS
+            name: {dtype_name(t): _choice(name, device, t) for t in DTYPES if not _idle(op, t)}
+            for name, op in OPS.items()
         },
     )
+
+
+def _idle(op: Op, dtype: torch.dtype) -> bool:
+    """Whether no block calls an op with numbers of this type."""
+    return op.exact and dtype != torch.float32
 
 
 def _choice(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
@@ -118,6 +125,7 @@ def driver() -> str:
 def page(found: Found) -> RenderableType:
     """What a person reads."""
     parts: list[RenderableType] = [_about(found), "", _choices(found)]
+    parts.append(Text(f"{NOT_CALLED}: blocks call it in float32 alone", style="dim"))
     for heading, lines in (
         ("not used", _refusals(found)),
         ("for a faster one", _advice(found)),
@@ -147,7 +155,7 @@ def _choices(found: Found) -> Table:
     for op, of in found.chosen.items():
         table.add_row(
             op,
-            *(choice.backend for choice in of.values()),
+            *(of[name].backend if name in of else NOT_CALLED for name in map(dtype_name, DTYPES)),
             Text("; ".join(dict.fromkeys(c.why for c in of.values()))),
             OPS[op].does,
         )

@@ -49,7 +49,7 @@ def test_the_whole_block_computes_the_same_with_it():
         {"K": 16, "M": 16},
         {"K": 17, "M": 33, "N": 1},
         {"K": 33, "M": 17, "N": 1},
-    ],  # fmt: skip
+    ],
     ids=["one mini-batch", "one token", "a whole block", "just more than a block", "wide and long"],
 )
 def test_it_is_right_on_either_side_of_the_size_of_a_block(sizes):
