@@ -31,11 +31,11 @@ from archsearch.kernels.dispatch import architecture, choose  # noqa: E402
 from archsearch.testing.kernel_cases import (  # noqa: E402
     CASES,
     TOLERANCE,
+    configs,
     error,
     launched,
     plain_of,
     triton_of,
-    ways,
 )
 from archsearch.words import dtype_name  # noqa: E402
 
@@ -110,7 +110,7 @@ def comparisons(names: list[str], tiny: bool) -> Iterator[Task]:
     for op in (op for op in CASES if op in names):
         for size in sizes:
             for dtype in CASES[op].dtypes:
-                for which in range(ways(op)):
+                for which in range(configs(op)):
                     row = Row(f"{op} {size}", f"triton {which}, {dtype_name(dtype)}")
                     yield row, functools.partial(_compare, op, size, dtype, which)
         row = Row(f"{op} {real}", "triton 0, float32 in float32")

@@ -14,7 +14,7 @@ from gpu_compare import DEVICE, EVERY, GPU, LIBRARIES, Row, Task, given, library
 
 from archsearch.kernels.dispatch import recorded, using
 from archsearch.kernels.table_rows import Picks
-from archsearch.testing.kernel_cases import CASES, Case, launched, plain_of, triton_of, ways
+from archsearch.testing.kernel_cases import CASES, Case, configs, launched, plain_of, triton_of
 from archsearch.words import dtype_name
 
 Backend = tuple[str, Callable[..., Any], AbstractContextManager[Any]]
@@ -65,7 +65,7 @@ def _backends(op: str, case: Case, tiny: bool) -> Iterator[Backend]:
         function = library(op, name)
         if not isinstance(function, str):
             yield name, function, nullcontext()
-    for which in range(1 if tiny else ways(op)) if op in CASES else ():
+    for which in range(1 if tiny else configs(op)) if op in CASES else ():
         yield f"triton {which}", triton_of(op), Launched(op, which)
 
 
@@ -172,7 +172,7 @@ def steps(tiny: bool) -> Iterator[Task]:
 
 def crowds(tiny: bool) -> Iterator[Task]:
     """Steps when several processes share the device."""
-    for count in mad_steps.PROCESSES[1:2] if tiny else mad_steps.PROCESSES:
+    for count in (2,) if tiny else mad_steps.PROCESSES:
         row = Row(f"MAD steps, {count} processes", "eager", "both")
         yield row, functools.partial(_crowd, count, tiny)
 

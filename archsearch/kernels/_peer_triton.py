@@ -28,8 +28,8 @@ TABLES = (
     {"P_BLOCK": 2, "num_warps": 4},
     {"P_BLOCK": 8, "num_warps": 8},
 )
-"""Ways to launch; the first is taken."""
-MOST_BYTES = 256
+"""Launch configs; the first is taken."""
+MAX_BYTES = 256
 """Of the rows of a table that a thread holds at once, so that no register is spilled."""
 ACTS = {"gelu": 0, "silu": 1, "relu": 2}
 
@@ -45,7 +45,7 @@ def experts(
 def _config(config: dict[str, int], rows: str, x_ND: Tensor) -> dict[str, int]:
     """The launch config with the width, and with fewer rows at once where they are wide."""
     width = triton.next_power_of_2(x_ND.shape[1])
-    most = MOST_BYTES * 32 * config["num_warps"] // (width * x_ND.element_size())
+    most = MAX_BYTES * 32 * config["num_warps"] // (width * x_ND.element_size())
     return config | {"D_BLOCK": width, rows: max(min(config[rows], most), 1)}
 
 
@@ -250,9 +250,9 @@ def _experts_forward(  # type: ignore[no-untyped-def]
         e = begin + tl.arange(0, E_BLOCK)
         row = tl.load(row_ptr + n * E + e, e < E, 0)
         at = row[:, None] * D + d[None, :]
-        here = (e < E)[:, None] & (d < D)[None, :]
-        down = tl.load(down_ptr + at, here, 0.0).to(wide)
-        up = tl.load(up_ptr + at, here, 0.0).to(wide)
+        mask = (e < E)[:, None] & (d < D)[None, :]
+        down = tl.load(down_ptr + at, mask, 0.0).to(wide)
+        up = tl.load(up_ptr + at, mask, 0.0).to(wide)
         a = tl.sum(down * x[None, :], 1)
         gate = tl.load(gate_ptr + n * E + e, e < E, 0.0).to(wide)
         value, _ = _act(a, ACT)
@@ -276,9 +276,9 @@ def _experts_gradient(  # type: ignore[no-untyped-def]
         e = begin + tl.arange(0, E_BLOCK)
         row = tl.load(row_ptr + n * E + e, e < E, 0)
         at = row[:, None] * D + d[None, :]
-        here = (e < E)[:, None] & (d < D)[None, :]
-        up = tl.load(up_ptr + at, here, 0.0).to(wide)
-        down = tl.load(down_ptr + at, here, 0.0).to(wide)
+        mask = (e < E)[:, None] & (d < D)[None, :]
+        up = tl.load(up_ptr + at, mask, 0.0).to(wide)
+        down = tl.load(down_ptr + at, mask, 0.0).to(wide)
         gate = tl.load(gate_ptr + n * E + e, e < E, 0.0).to(wide)
         value, slope = _act(tl.load(hidden_ptr + n * E + e, e < E, 0.0), ACT)
         dweight = tl.sum(up * dy[None, :], 1)
@@ -307,9 +307,9 @@ def _tables_gradient(  # type: ignore[no-untyped-def]
         p = begin + tl.arange(0, P_BLOCK)
         pick = tl.load(pick_ptr + p, p < last, 0)
         at = (pick // E)[:, None] * D + d[None, :]
-        here = (p < last)[:, None] & (d < D)[None, :]
-        x = tl.load(x_ptr + at, here, 0.0).to(wide)
-        dy = tl.load(dy_ptr + at, here, 0.0).to(wide)
+        mask = (p < last)[:, None] & (d < D)[None, :]
+        x = tl.load(x_ptr + at, mask, 0.0).to(wide)
+        dy = tl.load(dy_ptr + at, mask, 0.0).to(wide)
         ddown += tl.sum(x * tl.load(dhidden_ptr + pick, p < last, 0.0)[:, None], 0)
         dup += tl.sum(dy * tl.load(weight_ptr + pick, p < last, 0.0)[:, None], 0)
     at = r * D + d

@@ -165,8 +165,8 @@ def _store(ptr, W, K, K_BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignor
     f = tl.arange(0, K_BLOCK)
     for s in tl.static_range(K_BLOCK // ROWS):
         e = s * ROWS + tl.arange(0, ROWS)
-        here = (e < K)[:, None] & (f < K)[None, :]
-        tl.store(ptr + e[:, None] * K + f[None, :], W[s], here)
+        mask = (e < K)[:, None] & (f < K)[None, :]
+        tl.store(ptr + e[:, None] * K + f[None, :], W[s], mask)
 
 
 @triton.jit
@@ -177,8 +177,8 @@ def _product(  # type: ignore[no-untyped-def]
     """Keys of some rows, each times a factor, times W; added to z."""
     for s in tl.static_range(K_BLOCK // ROWS):
         e = s * ROWS + tl.arange(0, ROWS)
-        here = real[:, None] & (e < K)[None, :]
-        k = tl.load(k_ptr + row[:, None] * K + e[None, :], here, 0.0)
+        mask = real[:, None] & (e < K)[None, :]
+        k = tl.load(k_ptr + row[:, None] * K + e[None, :], mask, 0.0)
         z = tl.dot(k * factor[:, None], W[s], z, PRECISION, out_dtype=z.dtype)
     return z
 
@@ -192,8 +192,8 @@ def _written(  # type: ignore[no-untyped-def]
     slices = ()
     for s in tl.static_range(K_BLOCK // ROWS):
         e = s * ROWS + tl.arange(0, ROWS)
-        here = (e < K)[:, None] & real[None, :]
-        k = tl.load(k_ptr + row[None, :] * K + e[:, None], here, 0.0)
+        mask = (e < K)[:, None] & real[None, :]
+        k = tl.load(k_ptr + row[None, :] * K + e[:, None], mask, 0.0)
         moved = tl.dot(k * factor[None, :], G, W[s], PRECISION, out_dtype=G.dtype)
         slices = slices + (moved,)  # type: ignore[assignment]  # noqa: RUF005
     return slices
@@ -221,17 +221,17 @@ def _loop_forward(  # type: ignore[no-untyped-def]
         for first in range(0, M_BLOCK if SHORT else M, M_BLOCK):
             m = first + tl.arange(0, M_BLOCK)
             row, real = (i * N + n) * M + m, m < M
-            at, here = row[:, None] * K + f[None, :], real[:, None] & inside
+            at, mask = row[:, None] * K + f[None, :], real[:, None] & inside
             rate = tl.load(rate_ptr + row, real, 0.0)
             z = tl.zeros_like(rate)[:, None] + now_bias[None, :]
             z = _product(k_ptr, one, now_W, z, row, real, K, K_BLOCK, ROWS, PRECISION)
             z = tl.where(inside, z - tl.sum(z, 1)[:, None] / K, 0.0)
             r = tl.rsqrt(tl.sum(z * z, 1) / K + EPSILON)
             x = z * r[:, None]
-            p = square * x + tl.load(offset_ptr + at, here, 0.0)
+            p = square * x + tl.load(offset_ptr + at, mask, 0.0)
             G = _through_norm(p, x, r[:, None], inside, K)
-            tl.store(G_ptr + at, G, here)
-            tl.store(x_ptr + at, x, here)
+            tl.store(G_ptr + at, G, mask)
+            tl.store(x_ptr + at, x, mask)
             tl.store(r_ptr + row, r, real)
             W = _written(k_ptr, -rate, G, W, row, real, K, K_BLOCK, ROWS, PRECISION)
             bias -= tl.sum(rate[:, None] * G, 0)
@@ -260,21 +260,21 @@ def _loop_backward(  # type: ignore[no-untyped-def]
         for first in range(0, M_BLOCK if SHORT else M, M_BLOCK):
             m = first + tl.arange(0, M_BLOCK)
             row, real = part * M + m, m < M
-            at, here = row[:, None] * K + f[None, :], real[:, None] & inside
+            at, mask = row[:, None] * K + f[None, :], real[:, None] & inside
             rate = tl.load(rate_ptr + row, real, 0.0)
-            u = tl.load(from_G_ptr + at, here, 0.0) - rate[:, None] * next_bias[None, :]
+            u = tl.load(from_G_ptr + at, mask, 0.0) - rate[:, None] * next_bias[None, :]
             u = _product(k_ptr, -rate, next_W, u, row, real, K, K_BLOCK, ROWS, PRECISION)
-            x, G = tl.load(x_ptr + at, here, 0.0), tl.load(G_ptr + at, here, 0.0)
+            x, G = tl.load(x_ptr + at, mask, 0.0), tl.load(G_ptr + at, mask, 0.0)
             r = tl.load(r_ptr + row, real, 0.0)[:, None]
-            p = square * x + tl.load(offset_ptr + at, here, 0.0)
+            p = square * x + tl.load(offset_ptr + at, mask, 0.0)
             by_p = _through_norm(u, x, r, inside, K)
-            tl.store(by_offset_ptr + at, by_p, here)
+            tl.store(by_offset_ptr + at, by_p, mask)
             by_square += tl.sum(x * by_p, 0)[None, :]
             along_p, along_u = tl.sum(p * x, 1)[:, None], tl.sum(u * x, 1)[:, None]
             by_x = square * by_p - r / K * (along_p * u + along_u * p)
             by_z = _through_norm(by_x, x, r, inside, K)
             by_z -= x * (r / K * tl.sum(u * G, 1)[:, None])
-            tl.store(by_z_ptr + at, by_z, here)
+            tl.store(by_z_ptr + at, by_z, mask)
             by_W = _written(k_ptr, one, by_z, by_W, row, real, K, K_BLOCK, ROWS, PRECISION)
             by_bias += tl.sum(by_z, 0)
         _store(by_W_ptr + W_at, by_W, K, K_BLOCK, ROWS)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 HERE = "archsearch.kernels"
-MOST_WIDE = 4096
+MAX_WIDTH = 4096
 """Width of a row that one program of our kernels still holds in its registers."""
 
-MOST_HEAD = 64
+MAX_HEAD_DIM = 64
 """Width of a square of weights that one program still holds there."""
 
 
@@ -186,7 +186,9 @@ def _ttt(problem: Problem) -> str:
     if problem.dtype != torch.float32 and not (problem.dtype == torch.float64 and interpreted()):
         return "it computes in float32 alone, as the block does under bfloat16 too"
     width = problem.sizes["k"]
-    return "" if width <= MOST_HEAD else f"weights of {width} x {width} do not fit into registers"
+    return (
+        "" if width <= MAX_HEAD_DIM else f"weights of {width} x {width} do not fit into registers"
+    )
 
 
 def _never(problem: Problem) -> str:
@@ -195,7 +197,7 @@ def _never(problem: Problem) -> str:
 
 def _wide(problem: Problem) -> str:
     width = problem.sizes["x_ND"]
-    return "" if width <= MOST_WIDE else f"rows of {width} do not fit into registers"
+    return "" if width <= MAX_WIDTH else f"rows of {width} do not fit into registers"
 
 
 OPS: dict[str, Op] = {

@@ -49,8 +49,8 @@ class Case:
     plain: Callable[..., Any]
     make: Callable[..., Given]
     sizes: Mapping[str, Mapping[str, int]]
-    ways: tuple[str, ...]
-    """Names of the tuples in the module of kernels that hold ways to launch."""
+    configs: tuple[str, ...]
+    """Names of the tuples in the module of kernels that hold launch configs."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     ordered: Callable[[Any], Any] = lambda found: found
     """A result in an order that all backends agree on."""
@@ -285,17 +285,17 @@ def plain_of(case: Case) -> Callable[..., Any]:
 
 @contextmanager
 def launched(op: str, which: int) -> Iterator[dict[str, Any]]:
-    """While this lasts, launch the kernels of an op in another of their ways.
+    """While this lasts, launch the kernels of an op with another config.
 
     Args:
         op: Which op.
-        which: A number below `ways(op)`; a kernel with fewer takes its last.
+        which: A number below `configs(op)`; a kernel with fewer takes its last.
     """
     module = kernels_of(op)
-    before = {name: getattr(module, name) for name in CASES[op].ways}
+    before = {name: getattr(module, name) for name in CASES[op].configs}
     now = {name: known[min(which, len(known) - 1)] for name, known in before.items()}
-    for name, way in now.items():
-        setattr(module, name, (way,))
+    for name, config in now.items():
+        setattr(module, name, (config,))
     try:
         yield now
     finally:
@@ -303,9 +303,9 @@ def launched(op: str, which: int) -> Iterator[dict[str, Any]]:
             setattr(module, name, known)
 
 
-def ways(op: str) -> int:
-    """How many ways to launch there are."""
-    return max(len(getattr(kernels_of(op), name)) for name in CASES[op].ways)
+def configs(op: str) -> int:
+    """How many launch configs there are."""
+    return max(len(getattr(kernels_of(op), name)) for name in CASES[op].configs)
 
 
 def found(

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from archsearch.testing.kernel_cases import CASES, found, launched, triton_of, ways
+from archsearch.testing.kernel_cases import CASES, configs, found, launched, triton_of
 
 BUDGET = Path(__file__).with_name("budget.json")
 ARCHS = (80, 90, 100)
@@ -71,7 +71,7 @@ def shapes(arch):
 
 
 def compile_all():
-    """What each kernel takes, by GPU and by way to launch."""
+    """What each kernel takes, by GPU and by launch config."""
     launch, taken = JITFunction.run, {}
     known = functools.cache(resources)
 
@@ -88,9 +88,9 @@ def compile_all():
         taken[f"sm_{arch}"] = {}
         for op, size, dtype in shapes(arch):
             what, case = f"{size}, {str(dtype).removeprefix('torch.')}:", CASES[op]
-            for which in range(ways(op)):
+            for which in range(configs(op)):
                 with launched(op, which) as now:
-                    settings = {k for way in now.values() for k in way}
+                    settings = {k for config in now.values() for k in config}
                     found(case, triton_of(op), case.given(size, dtype))
     return {"triton": triton.__version__, "kernels": taken}
 

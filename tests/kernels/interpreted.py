@@ -14,12 +14,12 @@ from archsearch.kernels.table_rows import Picks
 from archsearch.testing.kernel_cases import (
     CASES,
     TOLERANCE,
+    configs,
     error,
     found,
     launched,
     plain_of,
     triton_of,
-    ways,
 )
 from tests.kernels.test_product_keys import assert_best
 
@@ -59,10 +59,10 @@ def test_values_and_all_gradients_are_those_of_torch(op, dtype):
 
 
 @pytest.mark.parametrize("op", CASES)
-def test_every_way_to_launch_gives_the_same(op):
+def test_every_launch_config_gives_the_same(op):
     case = CASES[op]
     given = case.given("tiny", case.dtypes[0])
-    for which in range(1, ways(op)):
+    for which in range(1, configs(op)):
         with launched(op, which):
             assert error(case, triton_of(op), plain_of(case), given) < TOLERANCE[case.dtypes[0]]
 
@@ -135,7 +135,7 @@ def test_gradients_of_routing_and_of_putting_back_are_those_of_finite_difference
 
 
 def test_where_rows_are_wide_fewer_are_read_at_once(monkeypatch):
-    monkeypatch.setattr(_peer_triton, "MOST_BYTES", 1)
+    monkeypatch.setattr(_peer_triton, "MAX_BYTES", 1)
     case = CASES["peer"]
     assert error(case, experts, plain_of(case), case.given("tiny", torch.float64)) < 1e-12
 
