@@ -31,7 +31,7 @@ def targets(rows: list[Row]) -> list[dict[str, str]]:
     peer, spline = "peer real, bfloat16", "spline real, bfloat16"
     gathers, kan = (fastest(what, "triton", direction="forward") for what in (peer, spline))
     dense = fastest(spline, "materialised", direction="forward")
-    eager, graph = fastest("MAD step", "eager"), fastest("MAD steps, 1 in a graph")
+    eager, graph = fastest("MAD step", "eager, ssd:torch"), fastest("MAD steps, 1 in a graph")
     quick = min(filter(None, (graph, fastest("MAD step", "compile"))), default=None)
     found = [
         ("PEER forward, share of the gather bound", _over(floor(peer), gathers), 0.6),

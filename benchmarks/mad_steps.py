@@ -112,9 +112,9 @@ def compiled(device: str, tiny: bool) -> Iterator[Way]:
     sizes = TINY if tiny else SIZES
     modes: list[dict[str, Any]] = [{"mode": mode} for mode in ("default", "reduce-overhead")]
     for wish in _wishes(device):
-        for how in [{"backend": "eager"}] if tiny else modes:
-            name = f"compile {next(iter(how.values()))}"
-            yield Way("MAD step", name, 1, partial(Step, sizes, device, **how), wish)
+        for options in [{"backend": "eager"}] if tiny else modes:
+            name = f"compile {next(iter(options.values()))}"
+            yield Way("MAD step", name, 1, partial(Step, sizes, device, **options), wish)
 
 
 def crowd(count: int, device: str, tiny: bool) -> tuple[float, str]:

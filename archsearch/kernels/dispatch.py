@@ -55,7 +55,7 @@ def proven() -> frozenset[tuple[str, str, str]]:
     What was found of another state of their source does not count.
     """
     known = json.loads(PROVEN.read_text())
-    valid = (p for p in known if p["op"] in OPS and p["source"] == source_hash(p["op"]))
+    valid = (p for p in known if p["op"] in OPS and p.get("source") == source_hash(p["op"]))
     return frozenset((p["op"], p["triton"], p["arch"]) for p in valid)
 
 
