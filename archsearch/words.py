@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import torch
+
 
 def count(number: float) -> str:
     """12,345 as `12.3 k`, 1,234,567 as `1.23 M`."""
@@ -24,6 +26,11 @@ def size(number: float) -> str:
             return f"{number:.3g} {unit}" if number < 1000 else f"{number:.0f} {unit}"
         number /= 1024
     return f"{number:.3g} GiB"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def short(number: float) -> str:

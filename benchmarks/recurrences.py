@@ -14,7 +14,7 @@ from archsearch.blocks.gated_deltanet import gated_delta_rule
 from archsearch.blocks.gla import gated_linear_attention
 from archsearch.blocks.rwkv7 import Heads, weighted_delta_rule
 from archsearch.kernels.ssd import ssd
-from archsearch.testing.kernel_cases import Case
+from archsearch.testing.kernel_cases import Case, bytes_of
 
 
 def _sequences(g: torch.Generator, dtype: torch.dtype, op: str, B: int, T: int, H: int, K: int):
@@ -71,7 +71,13 @@ def _recurrence(op: str, plain: Callable[..., Any]) -> Case:
         "proxy": {"B": 128, "T": 128, "H": 4, "K": 32},
         "real": {"B": 8, "T": 2048, "H": 32, "K": 64},
     }
-    return Case(_exactly(plain), make, sizes, ())
+
+    def moved(given: tuple[Any, ...]) -> int:
+        """Everything is read, and as much as there are values is written."""
+        value = {"ssd": 0, "rwkv7": 3}.get(op, 2)
+        return bytes_of(given) + bytes_of(given[value])
+
+    return Case(_exactly(plain), make, sizes, (), moved=moved)
 
 
 RECURRENCES = {

@@ -35,7 +35,12 @@ from torch.nn import functional as F
 from archsearch.block import Block, Ctx, Role, State, divisors, ones, require
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
-from archsearch.kernels.chunked_recurrence import border_states, states_after, unit_solve
+from archsearch.kernels.chunked_recurrence import (
+    FORGOTTEN,
+    border_states,
+    states_after,
+    unit_solve,
+)
 from archsearch.kernels.conv_silu import conv_silu
 from archsearch.kernels.dispatch import op
 from archsearch.kernels.precision import in_full
@@ -43,8 +48,6 @@ from archsearch.layers.initialisers import draw_conv, draw_dt_bias
 
 CHUNK = 32
 """Longest chunk. It has no effect on values; 16 and 64 are slower on a CPU by a tenth."""
-FORGOTTEN = -30.0
-"""Log decay in one step below which the past is gone (1e-13): keeps the sums over a chunk exact."""
 NORM_EPS = 1e-6
 
 

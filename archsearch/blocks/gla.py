@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from archsearch.block import Block, Ctx, Role, State, divisors, fan_in, ones, require, zeros
 from archsearch.cost import Cost
 from archsearch.dims import choice, whole
+from archsearch.kernels.chunked_recurrence import FORGOTTEN
 from archsearch.kernels.conv_silu import conv_silu
 from archsearch.kernels.dispatch import op
 from archsearch.kernels.precision import in_full
@@ -52,8 +53,6 @@ On a CPU 16 is a tenth faster for heads of 16 keys and a third slower for heads 
 """
 TILE = 4
 """Longest tile: with no decay below `FORGOTTEN`, exponents in it are from -60 to 60."""
-FORGOTTEN = -30.0
-"""Log decay in one step below which the past is gone (1e-13)."""
 SLOWER = 1 / 16
 """Power of the decay (tau in the paper), which keeps it near 1."""
 NORM_EPS = 1e-5

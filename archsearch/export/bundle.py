@@ -342,8 +342,8 @@ class Bundle:
 
         def visit(module: str) -> None:
             met.add(module)
-            for other in sorted(needs[module] - met):
-                if around(other) == around(module):
+            for other in sorted(needs[module]):
+                if other not in met and around(other) == around(module):
                     visit(other)
             order.append(module)
 

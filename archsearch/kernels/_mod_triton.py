@@ -19,7 +19,7 @@ TILES = (
     {"N_BLOCK": 16, "D_BLOCK": 128, "num_warps": 4},
     {"N_BLOCK": 8, "D_BLOCK": 128, "num_warps": 4},
 )
-"""Ways to launch; the first is taken."""
+"""Launch configs; the first is taken."""
 
 
 def put(y_ND: Tensor, x_ND: Tensor, gate_N: Tensor, row_N: Tensor, rows: int) -> Tensor:
@@ -90,13 +90,13 @@ def _put_forward(  # type: ignore[no-untyped-def]
     wide: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     n = tl.program_id(0).to(tl.int64) * N_BLOCK + tl.arange(0, N_BLOCK)
     d = tl.program_id(1) * D_BLOCK + tl.arange(0, D_BLOCK)
-    here = (n < N)[:, None] & (d < D)[None, :]
+    mask = (n < N)[:, None] & (d < D)[None, :]
     at = n[:, None] * D + d[None, :]
-    change = tl.load(y_ptr + at, here, 0.0).to(wide) - tl.load(x_ptr + at, here, 0.0).to(wide)
+    change = tl.load(y_ptr + at, mask, 0.0).to(wide) - tl.load(x_ptr + at, mask, 0.0).to(wide)
     gate = tl.load(gate_ptr + n, n < N, 0.0).to(wide)
     row = tl.load(row_ptr + n, n < N, 0)
     out = (change * gate[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row[:, None] * D + d[None, :], out, here)
+    tl.store(out_ptr + row[:, None] * D + d[None, :], out, mask)
 
 
 @triton.jit
@@ -111,12 +111,12 @@ def _put_back(  # type: ignore[no-untyped-def]
     dgate = tl.zeros((N_BLOCK, D_BLOCK), wide)
     for start in range(0, D, D_BLOCK):
         d = start + tl.arange(0, D_BLOCK)
-        here = (n < N)[:, None] & (d < D)[None, :]
+        mask = (n < N)[:, None] & (d < D)[None, :]
         at = n[:, None] * D + d[None, :]
-        g = tl.load(d_ptr + row[:, None] * D + d[None, :], here, 0.0).to(wide)
-        change = tl.load(y_ptr + at, here, 0.0).to(wide) - tl.load(x_ptr + at, here, 0.0).to(wide)
+        g = tl.load(d_ptr + row[:, None] * D + d[None, :], mask, 0.0).to(wide)
+        change = tl.load(y_ptr + at, mask, 0.0).to(wide) - tl.load(x_ptr + at, mask, 0.0).to(wide)
         dgate += g * change
         dy = g * gate[:, None]
-        tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), here)
-        tl.store(dx_ptr + at, (-dy).to(dx_ptr.dtype.element_ty), here)
+        tl.store(dy_ptr + at, dy.to(dy_ptr.dtype.element_ty), mask)
+        tl.store(dx_ptr + at, (-dy).to(dx_ptr.dtype.element_ty), mask)
     tl.store(dgate_ptr + n, tl.sum(dgate, 1).to(dgate_ptr.dtype.element_ty), n < N)

@@ -28,7 +28,9 @@ TABLES = (
     {"P_BLOCK": 2, "num_warps": 4},
     {"P_BLOCK": 8, "num_warps": 8},
 )
-"""Ways to launch; the first is taken."""
+"""Launch configs; the first is taken."""
+MAX_BYTES = 256
+"""Of the rows of a table that a thread holds at once, so that no register is spilled."""
 ACTS = {"gelu": 0, "silu": 1, "relu": 2}
 
 
@@ -38,6 +40,13 @@ def experts(
     """As `kernels.peer.experts`."""
     y_ND, _ = _experts(x_ND, down_RD, up_RD, gate_NE, picks.row_NE, act, picks.sparse)
     return y_ND
+
+
+def _config(config: dict[str, int], rows: str, x_ND: Tensor) -> dict[str, int]:
+    """The launch config with the width, and with fewer rows at once where they are wide."""
+    width = triton.next_power_of_2(x_ND.shape[1])
+    most = MAX_BYTES * 32 * config["num_warps"] // (width * x_ND.element_size())
+    return config | {"D_BLOCK": width, rows: max(min(config[rows], most), 1)}
 
 
 @torch.library.custom_op("archsearch::peer_triton", mutates_args=())
@@ -56,9 +65,8 @@ def _experts(
     (N, D), E = y_ND.shape, gate_NE.shape[1]
     with torch.accelerator.device_index(x_ND.device.index):
         _experts_forward[N,](
-            *given, y_ND, hidden_NE, D, E, D_BLOCK=triton.next_power_of_2(D), ACT=ACTS[act],
-            **EXPERTS[0],
-        )  # fmt: skip
+            *given, y_ND, hidden_NE, D, E, ACT=ACTS[act], **_config(EXPERTS[0], "E_BLOCK", x_ND)
+        )
     return y_ND, hidden_NE
 
 
@@ -79,7 +87,7 @@ def _experts_backward(
     (N, D), E = x_ND.shape, gate_NE.shape[1]
     with torch.accelerator.device_index(x_ND.device.index):
         _experts_gradient[N,](
-            *given, *found, D, E, D_BLOCK=triton.next_power_of_2(D), ACT=ACTS[act], **EXPERTS[0]
+            *given, *found, D, E, ACT=ACTS[act], **_config(EXPERTS[0], "E_BLOCK", x_ND)
         )
     return found
 
@@ -100,7 +108,7 @@ def _tables(
     D, E = x_ND.shape[1], weight_NE.shape[1]
     with torch.accelerator.device_index(x_ND.device.index):
         _tables_gradient[len(found[0]),](
-            *given, *found, D, E, D_BLOCK=triton.next_power_of_2(D), **TABLES[0]
+            *given, *found, D, E, **_config(TABLES[0], "P_BLOCK", x_ND)
         )
     return found
 
@@ -152,10 +160,13 @@ def _tables_fake(
 def _experts_remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *given, ctx.act, ctx.sparse = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros for the hidden units too
     ctx.save_for_backward(*given, output[1])
 
 
-def _experts_differentiate(ctx: Any, dy_ND: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _experts_differentiate(ctx: Any, dy_ND: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if dy_ND is None:
+        return (None,) * 7
     x_ND, down_RD, up_RD, gate_NE, row_NE, hidden_NE = ctx.saved_tensors
     dx_ND, dgate_NE, dhidden_NE, weight_NE = _experts_backward(
         dy_ND, x_ND, down_RD, up_RD, gate_NE, row_NE, hidden_NE, ctx.act
@@ -239,9 +250,9 @@ def _experts_forward(  # type: ignore[no-untyped-def]
         e = begin + tl.arange(0, E_BLOCK)
         row = tl.load(row_ptr + n * E + e, e < E, 0)
         at = row[:, None] * D + d[None, :]
-        here = (e < E)[:, None] & (d < D)[None, :]
-        down = tl.load(down_ptr + at, here, 0.0).to(wide)
-        up = tl.load(up_ptr + at, here, 0.0).to(wide)
+        mask = (e < E)[:, None] & (d < D)[None, :]
+        down = tl.load(down_ptr + at, mask, 0.0).to(wide)
+        up = tl.load(up_ptr + at, mask, 0.0).to(wide)
         a = tl.sum(down * x[None, :], 1)
         gate = tl.load(gate_ptr + n * E + e, e < E, 0.0).to(wide)
         value, _ = _act(a, ACT)
@@ -265,9 +276,9 @@ def _experts_gradient(  # type: ignore[no-untyped-def]
         e = begin + tl.arange(0, E_BLOCK)
         row = tl.load(row_ptr + n * E + e, e < E, 0)
         at = row[:, None] * D + d[None, :]
-        here = (e < E)[:, None] & (d < D)[None, :]
-        up = tl.load(up_ptr + at, here, 0.0).to(wide)
-        down = tl.load(down_ptr + at, here, 0.0).to(wide)
+        mask = (e < E)[:, None] & (d < D)[None, :]
+        up = tl.load(up_ptr + at, mask, 0.0).to(wide)
+        down = tl.load(down_ptr + at, mask, 0.0).to(wide)
         gate = tl.load(gate_ptr + n * E + e, e < E, 0.0).to(wide)
         value, slope = _act(tl.load(hidden_ptr + n * E + e, e < E, 0.0), ACT)
         dweight = tl.sum(up * dy[None, :], 1)
@@ -296,9 +307,9 @@ def _tables_gradient(  # type: ignore[no-untyped-def]
         p = begin + tl.arange(0, P_BLOCK)
         pick = tl.load(pick_ptr + p, p < last, 0)
         at = (pick // E)[:, None] * D + d[None, :]
-        here = (p < last)[:, None] & (d < D)[None, :]
-        x = tl.load(x_ptr + at, here, 0.0).to(wide)
-        dy = tl.load(dy_ptr + at, here, 0.0).to(wide)
+        mask = (p < last)[:, None] & (d < D)[None, :]
+        x = tl.load(x_ptr + at, mask, 0.0).to(wide)
+        dy = tl.load(dy_ptr + at, mask, 0.0).to(wide)
         ddown += tl.sum(x * tl.load(dhidden_ptr + pick, p < last, 0.0)[:, None], 0)
         dup += tl.sum(dy * tl.load(weight_ptr + pick, p < last, 0.0)[:, None], 0)
     at = r * D + d

@@ -22,7 +22,7 @@ ROUTE = (
     {"ROWS": 1, "num_warps": 4},
     {"ROWS": 2, "num_warps": 4},
 )
-"""Ways to launch; the first is taken."""
+"""Launch configs; the first is taken."""
 
 
 def route(score_SNK: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -41,10 +41,10 @@ def _route(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
     _, _, inner, K = score.shape
     gate_ME, row_ME = _route_fake(score, count)
     M = len(gate_ME)
-    how, blocks = ROUTE[0], _blocks(K, count)
+    config, blocks = ROUTE[0], _blocks(K, count)
     with torch.accelerator.device_index(score.device.index):
-        _route_forward[triton.cdiv(M, how["ROWS"]),](
-            score, gate_ME, row_ME, M, inner, *score.stride()[:3], K, count, **blocks, **how
+        _route_forward[triton.cdiv(M, config["ROWS"]),](
+            score, gate_ME, row_ME, M, inner, *score.stride()[:3], K, count, **blocks, **config
         )
     return gate_ME, row_ME
 
@@ -52,12 +52,12 @@ def _route(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("archsearch::product_keys_triton_backward", mutates_args=())
 def _route_backward(dgate_ME: Tensor, gate_ME: Tensor, row_ME: Tensor, K: int) -> Tensor:
     """The gradient of scores (2, M, K)."""
-    (M, count), how = gate_ME.shape, ROUTE[0]
+    (M, count), config = gate_ME.shape, ROUTE[0]
     dscore_SMK = _route_backward_fake(dgate_ME, gate_ME, row_ME, K)
     with torch.accelerator.device_index(gate_ME.device.index):
-        _route_gradient[triton.cdiv(M, how["ROWS"]),](
+        _route_gradient[triton.cdiv(M, config["ROWS"]),](
             dgate_ME.contiguous(), gate_ME, row_ME, dscore_SMK, M, K, count,
-            **_blocks(K, count), **how,
+            **_blocks(K, count), **config,
         )  # fmt: skip
     return dscore_SMK
 
@@ -77,10 +77,13 @@ def _route_backward_fake(dgate_ME: Tensor, gate_ME: Tensor, row_ME: Tensor, K: i
 def _route_remember(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
     ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros for the pairs too
     ctx.save_for_backward(*output)
 
 
-def _route_differentiate(ctx: Any, dgate_ME: Tensor, _: Any) -> tuple[Tensor, None]:
+def _route_differentiate(ctx: Any, dgate_ME: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
+    if dgate_ME is None:
+        return None, None
     dscore_SMK = _route_backward(dgate_ME, *ctx.saved_tensors, ctx.shape[-1])
     return dscore_SMK.view(ctx.shape).to(ctx.dtype), None
 
@@ -123,10 +126,10 @@ def _best(s, count, E_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _scores(ptr, start, here, K, K_BLOCK: tl.constexpr, wide: tl.constexpr, LEAST: tl.constexpr):  # type: ignore[no-untyped-def]
+def _scores(ptr, start, mask, K, K_BLOCK: tl.constexpr, wide: tl.constexpr, LEAST: tl.constexpr):  # type: ignore[no-untyped-def]
     """Scores of one side that can be put in order: NaN before all, below all what is no key."""
     key = tl.arange(0, K_BLOCK)[None, :]
-    s = tl.load(ptr + start[:, None] + key, here[:, None] & (key < K), 0.0).to(wide)
+    s = tl.load(ptr + start[:, None] + key, mask[:, None] & (key < K), 0.0).to(wide)
     s = tl.where(s == s, s, float("inf"))
     return tl.where(key < K, tl.maximum(s, LEAST), -float("inf"))
 
@@ -140,11 +143,11 @@ def _route_forward(  # type: ignore[no-untyped-def]
     wide: tl.constexpr = tl.float64 if double else tl.float32
     least: tl.constexpr = -1.7e308 if double else -3.4e38
     m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    here = m < M
+    mask = m < M
     start = (m // inner) * outer_step + (m % inner) * inner_step
-    s = _scores(score_ptr, start, here, K, K_BLOCK, wide, least)
+    s = _scores(score_ptr, start, mask, K, K_BLOCK, wide, least)
     one, one_key = _best(s, count, E_BLOCK)
-    s = _scores(score_ptr + side, start, here, K, K_BLOCK, wide, least)
+    s = _scores(score_ptr + side, start, mask, K, K_BLOCK, wide, least)
     two, two_key = _best(s, count, E_BLOCK)
 
     place = tl.arange(0, E_BLOCK)[None, :]
@@ -165,7 +168,7 @@ def _route_forward(  # type: ignore[no-untyped-def]
     weight = tl.exp(chosen - tl.max(chosen, 1)[:, None])
     gate = weight / tl.sum(weight, 1)[:, None]
     at = m[:, None] * count + place
-    kept = here[:, None] & (place < count)
+    kept = mask[:, None] & (place < count)
     tl.store(gate_ptr + at, gate, kept)
     tl.store(row_ptr + at, row.to(tl.int64), kept)
 
@@ -177,10 +180,10 @@ def _route_gradient(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     wide: tl.constexpr = gate_ptr.dtype.element_ty
     m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    here = m < M
+    mask = m < M
     place = tl.arange(0, E_BLOCK)[None, :]
     at = m[:, None] * count + place
-    kept = here[:, None] & (place < count)
+    kept = mask[:, None] & (place < count)
     gate = tl.load(gate_ptr + at, kept, 0.0)
     dgate = tl.load(dgate_ptr + at, kept, 0.0).to(wide)
     row = tl.load(row_ptr + at, kept, 0).to(tl.int32)
@@ -195,6 +198,6 @@ def _route_gradient(  # type: ignore[no-untyped-def]
         one += tl.where(key == pair // K, d, 0.0)
         two += tl.where(key == pair % K, d, 0.0)
     to = m[:, None] * K + key
-    known = here[:, None] & (key < K)
+    known = mask[:, None] & (key < K)
     tl.store(dscore_ptr + to, one, known)
     tl.store(dscore_ptr + tl.cast(M, tl.int64) * K + to, two, known)

@@ -41,7 +41,7 @@ FEATURES = (
     {"N_BLOCK": 4, "I_BLOCK": 256, "num_warps": 4},
     {"N_BLOCK": 16, "I_BLOCK": 128, "num_warps": 4},
 )
-"""Ways to launch; the first is taken."""
+"""Launch configs; the first is taken."""
 LANES = 32
 """Of a warp, each of which holds a coefficient of a channel, or one of the zeros around them."""
 
@@ -60,25 +60,25 @@ def features(x: Tensor, grid: int, order: int, reach: float) -> Tensor:
 
 @torch.library.custom_op("archsearch::spline_triton", mutates_args=())
 def _spline(x: Tensor, w_FC: Tensor, reach: float) -> Tensor:
-    x, w_FC, how = x.contiguous(), w_FC.contiguous(), FORWARD[0]
+    x, w_FC, config = x.contiguous(), w_FC.contiguous(), FORWARD[0]
     y, (channels, C) = _spline_fake(x, w_FC, reach), w_FC.shape
     N = x.numel() // channels
-    grid = triton.cdiv(N, how["N_BLOCK"]), triton.cdiv(channels, how["F_BLOCK"])
+    grid = triton.cdiv(N, config["N_BLOCK"]), triton.cdiv(channels, config["F_BLOCK"])
     with torch.accelerator.device_index(x.device.index):
-        _spline_forward[grid](x, w_FC, y, N, channels, C, reach, _lanes(C), **how)
+        _spline_forward[grid](x, w_FC, y, N, channels, C, reach, _lanes(C), **config)
     return y
 
 
 @torch.library.custom_op("archsearch::spline_triton_backward", mutates_args=())
 def _spline_backward(dy: Tensor, x: Tensor, w_FC: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    dy, x, w_FC, how = dy.contiguous(), x.contiguous(), w_FC.contiguous(), BACKWARD[0]
+    dy, x, w_FC, config = dy.contiguous(), x.contiguous(), w_FC.contiguous(), BACKWARD[0]
     (dx, dw_FC), (channels, C) = _spline_backward_fake(dy, x, w_FC, reach), w_FC.shape
     N = x.numel() // channels
-    grid = triton.cdiv(N, how["N_BLOCK"]), triton.cdiv(channels, how["F_BLOCK"])
+    grid = triton.cdiv(N, config["N_BLOCK"]), triton.cdiv(channels, config["F_BLOCK"])
     wide = torch.promote_types(x.dtype, torch.float32)
     dw_PCF = x.new_empty(grid[0], C, channels, dtype=wide)
     with torch.accelerator.device_index(x.device.index):
-        _spline_gradient[grid](dy, x, w_FC, dx, dw_PCF, N, channels, C, reach, _lanes(C), **how)
+        _spline_gradient[grid](dy, x, w_FC, dx, dw_PCF, N, channels, C, reach, _lanes(C), **config)
     dw_FC.copy_(dw_PCF.sum(0).T)
     return dx, dw_FC
 
@@ -115,27 +115,27 @@ _spline.register_autograd(_spline_differentiate, setup_context=_spline_remember)
 
 @torch.library.custom_op("archsearch::spline_features_triton", mutates_args=())
 def _features(x: Tensor, grid: int, order: int, reach: float) -> Tensor:
-    x, f_CI, how = x.contiguous(), _features_fake(x, grid, order, reach), FEATURES[0]
+    x, f_CI, config = x.contiguous(), _features_fake(x, grid, order, reach), FEATURES[0]
     programs, *sizes = _sizes(x, grid, order, reach)
     with torch.accelerator.device_index(x.device.index):
-        _features_forward[programs](x, f_CI, *sizes, **how)
+        _features_forward[programs](x, f_CI, *sizes, **config)
     return f_CI
 
 
 @torch.library.custom_op("archsearch::spline_features_triton_backward", mutates_args=())
 def _features_backward(df_CI: Tensor, x: Tensor, grid: int, order: int, reach: float) -> Tensor:
-    x, df_CI, how = x.contiguous(), df_CI.contiguous(), FEATURES[0]
+    x, df_CI, config = x.contiguous(), df_CI.contiguous(), FEATURES[0]
     dx, (programs, *sizes) = torch.empty_like(x), _sizes(x, grid, order, reach)
     with torch.accelerator.device_index(x.device.index):
-        _features_gradient[programs](df_CI, x, dx, *sizes, **how)
+        _features_gradient[programs](df_CI, x, dx, *sizes, **config)
     return dx
 
 
 def _sizes(x: Tensor, grid: int, order: int, reach: float) -> tuple[Any, ...]:
     """Programs, and what both kernels are told of the problem."""
-    inputs, how = x.shape[-1], FEATURES[0]
+    inputs, config = x.shape[-1], FEATURES[0]
     N = x.numel() // inputs
-    programs = triton.cdiv(N, how["N_BLOCK"]), triton.cdiv(inputs, how["I_BLOCK"])
+    programs = triton.cdiv(N, config["N_BLOCK"]), triton.cdiv(inputs, config["I_BLOCK"])
     per_unit = grid / (2 * reach)
     return programs, N, inputs, grid + order, reach, per_unit, order, math.factorial(order)
 
@@ -185,19 +185,19 @@ def _cell(x, per_unit, C, REACH: tl.constexpr):  # type: ignore[no-untyped-def]
 @triton.jit
 def _four(w_ptr, f, m, channels, C, L: tl.constexpr, wide: tl.constexpr):  # type: ignore[no-untyped-def]
     """The coefficients of a cell; beyond the grid they are 0."""
-    here = (f < channels)[None, :]
+    mask = (f < channels)[None, :]
     w_ptr += f[None, :] * C - 3
     if L:
         r = tl.arange(0, L)[:, None]
-        w = tl.load(w_ptr + r, here & (r >= 3) & (r < C + 3), 0.0).to(wide)
+        w = tl.load(w_ptr + r, mask & (r >= 3) & (r < C + 3), 0.0).to(wide)
         w0, w1 = tl.gather(w, m, 0), tl.gather(w, m + 1, 0)
         w2, w3 = tl.gather(w, m + 2, 0), tl.gather(w, m + 3, 0)
     else:
         w_ptr += m
-        w0 = tl.load(w_ptr, here & (m >= 3) & (m < C + 3), 0.0).to(wide)
-        w1 = tl.load(w_ptr + 1, here & (m >= 2) & (m < C + 2), 0.0).to(wide)
-        w2 = tl.load(w_ptr + 2, here & (m >= 1) & (m < C + 1), 0.0).to(wide)
-        w3 = tl.load(w_ptr + 3, here & (m < C), 0.0).to(wide)
+        w0 = tl.load(w_ptr, mask & (m >= 3) & (m < C + 3), 0.0).to(wide)
+        w1 = tl.load(w_ptr + 1, mask & (m >= 2) & (m < C + 2), 0.0).to(wide)
+        w2 = tl.load(w_ptr + 2, mask & (m >= 1) & (m < C + 1), 0.0).to(wide)
+        w3 = tl.load(w_ptr + 3, mask & (m < C), 0.0).to(wide)
     return w0, w1, w2, w3
 
 
@@ -210,15 +210,15 @@ def _spline_forward(  # type: ignore[no-untyped-def]
     wide: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     n = tl.program_id(0).to(tl.int64) * N_BLOCK + tl.arange(0, N_BLOCK)
     f = tl.program_id(1) * F_BLOCK + tl.arange(0, F_BLOCK)
-    here = (n < N)[:, None] & (f < channels)[None, :]
+    mask = (n < N)[:, None] & (f < channels)[None, :]
     at = n[:, None] * channels + f[None, :]
     per_unit = (C - 3).to(wide) / (2 * REACH)
-    m, u = _cell(tl.load(x_ptr + at, here, 0.0).to(wide), per_unit, C, REACH)
+    m, u = _cell(tl.load(x_ptr + at, mask, 0.0).to(wide), per_unit, C, REACH)
     w0, w1, w2, w3 = _four(w_ptr, f, m, channels, C, L, wide)
     v = 1 - u
     y = w0 * v * v * v + w1 * (4 - 3 * u * u * (1 + v)) + w2 * (4 - 3 * v * v * (1 + u))
     y += w3 * u * u * u
-    tl.store(y_ptr + at, (y * (1 / 6)).to(y_ptr.dtype.element_ty), here)
+    tl.store(y_ptr + at, (y * (1 / 6)).to(y_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -230,16 +230,16 @@ def _spline_gradient(  # type: ignore[no-untyped-def]
     wide: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     n = tl.program_id(0).to(tl.int64) * N_BLOCK + tl.arange(0, N_BLOCK)
     f = tl.program_id(1) * F_BLOCK + tl.arange(0, F_BLOCK)
-    here = (n < N)[:, None] & (f < channels)[None, :]
+    mask = (n < N)[:, None] & (f < channels)[None, :]
     at = n[:, None] * channels + f[None, :]
     per_unit = (C - 3).to(wide) / (2 * REACH)
-    m, u = _cell(tl.load(x_ptr + at, here, 0.0).to(wide), per_unit, C, REACH)
-    dy = tl.load(dy_ptr + at, here, 0.0).to(wide)
+    m, u = _cell(tl.load(x_ptr + at, mask, 0.0).to(wide), per_unit, C, REACH)
+    dy = tl.load(dy_ptr + at, mask, 0.0).to(wide)
     w0, w1, w2, w3 = _four(w_ptr, f, m, channels, C, L, wide)
     v = 1 - u
     slope = (w1 - w0) * v * v + (w2 - w1) * (1 + 2 * u * v) + (w3 - w2) * u * u
     dx = slope * dy * (per_unit / 2)
-    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), here)
+    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask)
 
     g = dy * (1 / 6)
     g0, g3 = g * v * v * v, g * u * u * u
@@ -307,14 +307,14 @@ def _features_forward(  # type: ignore[no-untyped-def]
     wide: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     n = tl.program_id(0).to(tl.int64) * N_BLOCK + tl.arange(0, N_BLOCK)
     i = tl.program_id(1) * I_BLOCK + tl.arange(0, I_BLOCK)
-    here = (n < N)[:, None] & (i < inputs)[None, :]
-    x = tl.load(x_ptr + n[:, None] * inputs + i[None, :], here, 0.0).to(wide)
+    mask = (n < N)[:, None] & (i < inputs)[None, :]
+    x = tl.load(x_ptr + n[:, None] * inputs + i[None, :], mask, 0.0).to(wide)
     f_ptr += n[:, None] * ((splines + 1) * inputs) + i[None, :]
-    tl.store(f_ptr, (x * _sigmoid(x)).to(f_ptr.dtype.element_ty), here)
+    tl.store(f_ptr, (x * _sigmoid(x)).to(f_ptr.dtype.element_ty), mask)
     s = (x + reach) * per_unit + (ORDER - 1) / 2
     for _ in range(splines):
         f_ptr += inputs
-        tl.store(f_ptr, _cardinal(s, ORDER, FACTORIAL).to(f_ptr.dtype.element_ty), here)
+        tl.store(f_ptr, _cardinal(s, ORDER, FACTORIAL).to(f_ptr.dtype.element_ty), mask)
         s -= 1
 
 
@@ -326,16 +326,16 @@ def _features_gradient(  # type: ignore[no-untyped-def]
     wide: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     n = tl.program_id(0).to(tl.int64) * N_BLOCK + tl.arange(0, N_BLOCK)
     i = tl.program_id(1) * I_BLOCK + tl.arange(0, I_BLOCK)
-    here = (n < N)[:, None] & (i < inputs)[None, :]
+    mask = (n < N)[:, None] & (i < inputs)[None, :]
     at = n[:, None] * inputs + i[None, :]
-    x = tl.load(x_ptr + at, here, 0.0).to(wide)
+    x = tl.load(x_ptr + at, mask, 0.0).to(wide)
     df_ptr += n[:, None] * ((splines + 1) * inputs) + i[None, :]
     share = _sigmoid(x)
-    silu = tl.load(df_ptr, here, 0.0).to(wide) * share * (1 + x * (1 - share))
+    silu = tl.load(df_ptr, mask, 0.0).to(wide) * share * (1 + x * (1 - share))
     s = (x + reach) * per_unit + (ORDER - 1) / 2
     total = tl.zeros_like(x)
     for _ in range(splines):
         df_ptr += inputs
-        total += tl.load(df_ptr, here, 0.0).to(wide) * _slope(s, ORDER, FACTORIAL)
+        total += tl.load(df_ptr, mask, 0.0).to(wide) * _slope(s, ORDER, FACTORIAL)
         s -= 1
-    tl.store(dx_ptr + at, (silu + total * per_unit).to(dx_ptr.dtype.element_ty), here)
+    tl.store(dx_ptr + at, (silu + total * per_unit).to(dx_ptr.dtype.element_ty), mask)

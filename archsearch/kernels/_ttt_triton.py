@@ -24,14 +24,14 @@ import triton.language as tl
 from torch import Size, Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from archsearch.kernels.precision import in_full
 from archsearch.kernels.ttt import EPS
 
 LOOP: tuple[dict[str, Any], ...] = (
     {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "ieee", "num_warps": 8, "num_stages": 2},
-    {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "ieee", "num_warps": 4, "num_stages": 2},
     {"M_BLOCK": 16, "ROWS": 16, "PRECISION": "tf32x3", "num_warps": 8, "num_stages": 2},
 )
-"""Ways to launch: the first, and the last where torch may round float32."""
+"""Launch configs: the first, and the last where torch may round float32."""
 EPSILON = tl.constexpr(EPS)
 
 
@@ -43,12 +43,16 @@ def fit_linear(
     return W, G
 
 
-def _how(k: Tensor) -> dict[str, Any]:
-    """The way to launch, with what depends on the sizes."""
+def _config(k: Tensor) -> dict[str, Any]:
+    """The launch config, with what depends on the sizes."""
     exact = torch.get_float32_matmul_precision() == "highest"
-    how, (M, K) = LOOP[0 if exact else -1], k.shape[-2:]
-    width = max(triton.next_power_of_2(K), how["ROWS"])
-    return {"SHORT": how["M_BLOCK"] >= M, "K_BLOCK": width, **how}
+    config, (M, K) = LOOP[0 if exact else -1], k.shape[-2:]
+    width, short = max(triton.next_power_of_2(K), config["ROWS"]), config["M_BLOCK"] >= M
+    if not short:  # the loop over blocks takes registers: so that none is spilled
+        rows = width if config["PRECISION"] == "ieee" and width > 32 else config["ROWS"]
+        stages = 1 if width > 16 else 2
+        config = config | {"ROWS": rows, "num_warps": 8, "num_stages": stages}
+    return {"SHORT": short, "K_BLOCK": width, **config}
 
 
 @torch.library.custom_op("archsearch::ttt_linear_triton", mutates_args=())
@@ -60,7 +64,7 @@ def _fit(
     found = _fit_fake(k, rate, offset, square, start)
     count, N, M, K = k.shape
     with torch.accelerator.device_index(k.device.index):
-        _loop_forward[(N,)](*given, *found, count, M, K, **_how(k))
+        _loop_forward[(N,)](*given, *found, count, M, K, **_config(k))
     return found
 
 
@@ -81,7 +85,7 @@ def _fit_backward(
     by_W, by_z, by_offset = W.new_empty(W.shape), k.new_empty(k.shape), k.new_empty(k.shape)
     by_square, (count, N, M, K) = square.new_empty(square.shape), k.shape
     with torch.accelerator.device_index(k.device.index):
-        _loop_backward[(N,)](*given, by_W, by_z, by_offset, by_square, count, M, K, **_how(k))
+        _loop_backward[(N,)](*given, by_W, by_z, by_offset, by_square, count, M, K, **_config(k))
     by_k, by_rate = by_z @ W[..., :-1, :].mT, torch.zeros_like(rate)
     by_weights, by_bias = by_W[1:].split((K, 1), 2)
     by_step = G[:-1] @ by_weights.mT
@@ -103,10 +107,19 @@ def _(
 
 def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)  # else zeros for those too
     ctx.save_for_backward(*inputs[:4], *output)
 
 
-def _differentiate(ctx: Any, from_W: Tensor, from_G: Tensor, *rest: None) -> tuple[Tensor, ...]:
+@in_full
+def _differentiate(
+    ctx: Any, from_W: Tensor | None, from_G: Tensor | None, *rest: None
+) -> tuple[Tensor | None, ...]:
+    if from_W is None and from_G is None:
+        return (None,) * 5
+    W, G = ctx.saved_tensors[4:6]
+    from_W = torch.zeros_like(W) if from_W is None else from_W
+    from_G = torch.zeros_like(G) if from_G is None else from_G
     found: tuple[Tensor, ...] = _fit_backward(from_W, from_G, *ctx.saved_tensors)
     return found
 
@@ -152,8 +165,8 @@ def _store(ptr, W, K, K_BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignor
     f = tl.arange(0, K_BLOCK)
     for s in tl.static_range(K_BLOCK // ROWS):
         e = s * ROWS + tl.arange(0, ROWS)
-        here = (e < K)[:, None] & (f < K)[None, :]
-        tl.store(ptr + e[:, None] * K + f[None, :], W[s], here)
+        mask = (e < K)[:, None] & (f < K)[None, :]
+        tl.store(ptr + e[:, None] * K + f[None, :], W[s], mask)
 
 
 @triton.jit
@@ -164,8 +177,8 @@ def _product(  # type: ignore[no-untyped-def]
     """Keys of some rows, each times a factor, times W; added to z."""
     for s in tl.static_range(K_BLOCK // ROWS):
         e = s * ROWS + tl.arange(0, ROWS)
-        here = real[:, None] & (e < K)[None, :]
-        k = tl.load(k_ptr + row[:, None] * K + e[None, :], here, 0.0)
+        mask = real[:, None] & (e < K)[None, :]
+        k = tl.load(k_ptr + row[:, None] * K + e[None, :], mask, 0.0)
         z = tl.dot(k * factor[:, None], W[s], z, PRECISION, out_dtype=z.dtype)
     return z
 
@@ -179,8 +192,8 @@ def _written(  # type: ignore[no-untyped-def]
     slices = ()
     for s in tl.static_range(K_BLOCK // ROWS):
         e = s * ROWS + tl.arange(0, ROWS)
-        here = (e < K)[:, None] & real[None, :]
-        k = tl.load(k_ptr + row[None, :] * K + e[:, None], here, 0.0)
+        mask = (e < K)[:, None] & real[None, :]
+        k = tl.load(k_ptr + row[None, :] * K + e[:, None], mask, 0.0)
         moved = tl.dot(k * factor[None, :], G, W[s], PRECISION, out_dtype=G.dtype)
         slices = slices + (moved,)  # type: ignore[assignment]  # noqa: RUF005
     return slices
@@ -208,17 +221,17 @@ def _loop_forward(  # type: ignore[no-untyped-def]
         for first in range(0, M_BLOCK if SHORT else M, M_BLOCK):
             m = first + tl.arange(0, M_BLOCK)
             row, real = (i * N + n) * M + m, m < M
-            at, here = row[:, None] * K + f[None, :], real[:, None] & inside
+            at, mask = row[:, None] * K + f[None, :], real[:, None] & inside
             rate = tl.load(rate_ptr + row, real, 0.0)
             z = tl.zeros_like(rate)[:, None] + now_bias[None, :]
             z = _product(k_ptr, one, now_W, z, row, real, K, K_BLOCK, ROWS, PRECISION)
             z = tl.where(inside, z - tl.sum(z, 1)[:, None] / K, 0.0)
             r = tl.rsqrt(tl.sum(z * z, 1) / K + EPSILON)
             x = z * r[:, None]
-            p = square * x + tl.load(offset_ptr + at, here, 0.0)
+            p = square * x + tl.load(offset_ptr + at, mask, 0.0)
             G = _through_norm(p, x, r[:, None], inside, K)
-            tl.store(G_ptr + at, G, here)
-            tl.store(x_ptr + at, x, here)
+            tl.store(G_ptr + at, G, mask)
+            tl.store(x_ptr + at, x, mask)
             tl.store(r_ptr + row, r, real)
             W = _written(k_ptr, -rate, G, W, row, real, K, K_BLOCK, ROWS, PRECISION)
             bias -= tl.sum(rate[:, None] * G, 0)
@@ -247,21 +260,21 @@ def _loop_backward(  # type: ignore[no-untyped-def]
         for first in range(0, M_BLOCK if SHORT else M, M_BLOCK):
             m = first + tl.arange(0, M_BLOCK)
             row, real = part * M + m, m < M
-            at, here = row[:, None] * K + f[None, :], real[:, None] & inside
+            at, mask = row[:, None] * K + f[None, :], real[:, None] & inside
             rate = tl.load(rate_ptr + row, real, 0.0)
-            u = tl.load(from_G_ptr + at, here, 0.0) - rate[:, None] * next_bias[None, :]
+            u = tl.load(from_G_ptr + at, mask, 0.0) - rate[:, None] * next_bias[None, :]
             u = _product(k_ptr, -rate, next_W, u, row, real, K, K_BLOCK, ROWS, PRECISION)
-            x, G = tl.load(x_ptr + at, here, 0.0), tl.load(G_ptr + at, here, 0.0)
+            x, G = tl.load(x_ptr + at, mask, 0.0), tl.load(G_ptr + at, mask, 0.0)
             r = tl.load(r_ptr + row, real, 0.0)[:, None]
-            p = square * x + tl.load(offset_ptr + at, here, 0.0)
+            p = square * x + tl.load(offset_ptr + at, mask, 0.0)
             by_p = _through_norm(u, x, r, inside, K)
-            tl.store(by_offset_ptr + at, by_p, here)
+            tl.store(by_offset_ptr + at, by_p, mask)
             by_square += tl.sum(x * by_p, 0)[None, :]
             along_p, along_u = tl.sum(p * x, 1)[:, None], tl.sum(u * x, 1)[:, None]
             by_x = square * by_p - r / K * (along_p * u + along_u * p)
             by_z = _through_norm(by_x, x, r, inside, K)
             by_z -= x * (r / K * tl.sum(u * G, 1)[:, None])
-            tl.store(by_z_ptr + at, by_z, here)
+            tl.store(by_z_ptr + at, by_z, mask)
             by_W = _written(k_ptr, one, by_z, by_W, row, real, K, K_BLOCK, ROWS, PRECISION)
             by_bias += tl.sum(by_z, 0)
         _store(by_W_ptr + W_at, by_W, K, K_BLOCK, ROWS)

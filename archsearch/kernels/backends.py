@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 HERE = "archsearch.kernels"
-MOST_WIDE = 4096
+MAX_WIDTH = 4096
 """Width of a row that one program of our kernels still holds in its registers."""
 
-MOST_HEAD = 64
+MAX_HEAD_DIM = 64
 """Width of a square of weights that one program still holds there."""
 
 
@@ -66,6 +66,8 @@ class Op:
     example: Mapping[str, Any]
     """`Problem.sizes` of a usual call."""
     backends: tuple[Backend, ...] = ()
+    exact: bool = False
+    """Whether blocks always call it in float32 or better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,23 +121,28 @@ def denied(backend: str, op: str, problem: Problem) -> str:
 
 
 def _triton(problem: Problem) -> str:
+    if interpreted() and find_spec("triton"):
+        return ""
+    return _library(problem)
+
+
+def _library(problem: Problem) -> str:
+    """Libraries are not interpreted: some of their kernels cannot be."""
     if find_spec("triton") is None:
         return "triton is not installed: pip install 'archsearch[cuda]'"
-    if problem.device != "cuda" and not interpreted():
-        return "it needs an NVIDIA GPU"
-    return ""
+    return "" if problem.device == "cuda" else "it needs an NVIDIA GPU"
 
 
 def _fla(problem: Problem) -> str:
     if find_spec("fla") is None:
         return "fla-core is not installed: pip install 'archsearch[cuda]'"
-    return _triton(problem)
+    return _library(problem)
 
 
 def _mamba_ssm(problem: Problem) -> str:
     if find_spec("mamba_ssm") is None:
         return "mamba-ssm is not installed: see docs/kernels.md"
-    return _triton(problem)
+    return _library(problem)
 
 
 def _rounds(problem: Problem) -> str:
@@ -179,7 +186,9 @@ def _ttt(problem: Problem) -> str:
     if problem.dtype != torch.float32 and not (problem.dtype == torch.float64 and interpreted()):
         return "it computes in float32 alone, as the block does under bfloat16 too"
     width = problem.sizes["k"]
-    return "" if width <= MOST_HEAD else f"weights of {width} x {width} do not fit into registers"
+    return (
+        "" if width <= MAX_HEAD_DIM else f"weights of {width} x {width} do not fit into registers"
+    )
 
 
 def _never(problem: Problem) -> str:
@@ -188,7 +197,7 @@ def _never(problem: Problem) -> str:
 
 def _wide(problem: Problem) -> str:
     width = problem.sizes["x_ND"]
-    return "" if width <= MOST_WIDE else f"rows of {width} do not fit into registers"
+    return "" if width <= MAX_WIDTH else f"rows of {width} do not fit into registers"
 
 
 OPS: dict[str, Op] = {
@@ -211,21 +220,25 @@ OPS: dict[str, Op] = {
             ),
             Backend("triton", f"{HERE}._selective_scan_triton:selective_scan", _triton),
         ),
+        exact=True,
     ),
     "gla": Op(
         "gated linear attention with a decay per channel",
         {"q_BTHK": 64, "k_BTHK": 64, "v_BTHV": 64, "log_a_BTHK": 64},
         (Backend("fla", f"{HERE}._fla:gla", _fla, _rounds),),
+        exact=True,
     ),
     "gated_deltanet": Op(
         "gated delta rule",
         {"q_BTGK": 64, "k_BTGK": 64, "v_BTHV": 64, "log_a_BTH": 16, "beta_BTH": 16},
         (Backend("fla", f"{HERE}._fla:gated_deltanet", _fla, _rounds),),
+        exact=True,
     ),
     "rwkv7": Op(
         "delta rule of RWKV-7",
         {"heads": (64,) * 6},
         (Backend("fla", f"{HERE}._fla:rwkv7", _fla, _rounds),),
+        exact=True,
     ),
     "ttt_linear": Op(
         "TTT with a linear inner model",
@@ -234,11 +247,13 @@ OPS: dict[str, Op] = {
             Backend("fla", "", _fla, _fla_ttt),
             Backend("triton", f"{HERE}._ttt_triton:fit_linear", _triton, _ttt),
         ),
+        exact=True,
     ),
     "product_keys": Op(
         "retrieval of PEER and product key memory",
         {"score_SNK": 1024, "count": 16},
         (Backend("triton", f"{HERE}._product_keys_triton:route", _triton),),
+        exact=True,
     ),
     "peer": Op(
         "experts of PEER",

@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from archsearch.kernels.precision import in_full
+
+FORGOTTEN = -30.0
+"""Log decay in one step below which the past is gone (1e-13): keeps the sums over a chunk exact."""
+
 
 def border_states(M_BIHKK: Tensor, N_BIHKV: Tensor) -> Tensor:
     """S_0 = 0 and S_(i+1) = M_i S_i + N_i: all states S_BIHKV from all matrices, one more of them.
@@ -55,6 +60,7 @@ class _Borders(torch.autograd.Function):
         return S_BIHKV
 
     @staticmethod
+    @in_full
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         M_BIHKK, S_BIHKV = ctx.saved_tensors
         own = [g.flatten(0, 1) for g in grads[0].unbind(1)]

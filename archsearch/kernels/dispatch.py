@@ -12,6 +12,7 @@ computes the same function in the same precision.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import inspect
 import json
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from archsearch.errors import ModelError, nearest
 from archsearch.kernels.backends import OPS, Backend, Problem, denied, version
+from archsearch.words import dtype_name
 
 VARIABLE = "ARCHSEARCH_BACKEND"
 AUTO, TORCH, OWN = "auto", "torch", "triton"
@@ -48,8 +50,22 @@ class Choice:
 
 @functools.cache
 def proven() -> frozenset[tuple[str, str, str]]:
-    """Of our own kernels: op, version of Triton, architecture, where they equal torch."""
-    return frozenset((p["op"], p["triton"], p["arch"]) for p in json.loads(PROVEN.read_text()))
+    """Of our own kernels: op, version of Triton, architecture, where they equal torch.
+
+    What was found of another state of their source does not count.
+    """
+    known = json.loads(PROVEN.read_text())
+    valid = (p for p in known if p["op"] in OPS and p.get("source") == source_hash(p["op"]))
+    return frozenset((p["op"], p["triton"], p["arch"]) for p in valid)
+
+
+def source_hash(op: str) -> str:
+    """Of the file that holds our own kernels of an op; empty if there are none."""
+    places = [backend.place for backend in OPS[op].backends if backend.name == OWN]
+    if not places:
+        return ""
+    file = Path(__file__).with_name(places[0].partition(":")[0].rpartition(".")[2] + ".py")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def choose(op: str, problem: Problem, want: str = AUTO) -> Choice:
@@ -73,7 +89,7 @@ def choose(op: str, problem: Problem, want: str = AUTO) -> Choice:
         if not reason:
             try:
                 function = _load(backend.place)
-            except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            except Exception as error:  # noqa: BLE001 - what a library raises is its own affair
                 reason = f"importing it fails: {error}"
             else:
                 why = "asked for" if want != AUTO else _merit(backend)
@@ -84,7 +100,7 @@ def choose(op: str, problem: Problem, want: str = AUTO) -> Choice:
         return Choice(TORCH, why, refused)
     raise ModelError(
         f"{op}: the backend '{want}' cannot be used on {problem.arch or problem.device} with "
-        f"{str(problem.dtype).removeprefix('torch.')}: {refused[want]}"
+        f"{dtype_name(problem.dtype)}: {refused[want]}"
     )
 
 
@@ -224,9 +240,11 @@ def op(name: str) -> Callable[[Function], Function]:
             return functions[find(_state.told, first.device, first.dtype, *sizes)](*given, **named)
 
         @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-        def find(*key: Any) -> int:
+        def find(*asked: Any) -> int:
+            # read here, as the compiler cannot; it compiles anew when this changes
+            key = torch.get_float32_matmul_precision(), *asked
             if key not in known:
-                _, device, dtype, sizes, named = key
+                _, device, dtype, sizes, named = asked
                 bound = signature.bind(*sizes, **dict(named))
                 bound.apply_defaults()
                 problem = Problem(device.type, architecture(device), dtype, bound.arguments)

@@ -73,6 +73,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_full
     def backward(ctx: Any, gy_TBE: Tensor) -> tuple[Tensor, ...]:
         """With g_t the gradient of h_t: g_t = gy_t C_t^T + exp(dt_(t+1) A) g_(t+1)."""
         x_TBE, dt_TBE, A_NE, B_TBN, C_TBN, starts = ctx.saved_tensors

@@ -173,6 +173,7 @@ class _SSD(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_full
     def backward(ctx: Any, dy_BTHP: Tensor) -> tuple[Tensor, ...]:
         given = ctx.saved_tensors
         x_BTHP, D_H = given[0], given[-1]

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from archsearch.kernels.dispatch import op
+from archsearch.kernels.precision import in_full
 
 EPS = 1e-6
 """Added to the variance in every LN."""
@@ -130,6 +131,7 @@ class LinearLoop(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_full
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         (key, rate, W), (from_W, from_G) = ctx.saved_tensors, grads
         by_key, by_rate = torch.empty_like(key), torch.zeros_like(rate)
@@ -207,6 +209,7 @@ class MLPLoop(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_full
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         key, rate, W1, G1, W2, A = ctx.saved_tensors
         from_W1, from_G1, from_W2, from_G2, from_A = grads

@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from archsearch.errors import ModelError
-from archsearch.kernels.backends import OPS, Problem, interpreted, version
+from archsearch.kernels.backends import OPS, Op, Problem, interpreted, version
 from archsearch.kernels.dispatch import VARIABLE, Choice, architecture, choose, wanted
 from archsearch.memory import machine_bytes
-from archsearch.words import size
+from archsearch.words import dtype_name, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float32, torch.bfloat16)
 NEVER = "none"
+NOT_CALLED = "-"
 PACKAGES = {
     "triton": ("our own kernels and those of fla-core", "pip install 'archsearch[cuda]'"),
     "fla-core": ("SSD, GLA, delta rules, RWKV-7", "pip install 'archsearch[cuda]'"),
-    "mamba-ssm": ("SSD, where fla-core is not", "docs/kernels.md says how"),
+    "mamba-ssm": ("selective scan; SSD, where fla-core is not", "docs/kernels.md says how"),
 }
 """What other backends come from: what each is good for, and how it is installed."""
 
@@ -48,7 +49,7 @@ class Found:
     asked: str
     """What the environment asks for."""
     chosen: Mapping[str, Mapping[str, Choice]]
-    """By op, by type of the numbers."""
+    """By op, by type of the numbers with which blocks call it."""
 
     def to_json(self) -> str:
         """All of it."""
@@ -76,8 +77,16 @@ def examine() -> Found:
             **{name: version(name) for name in packages},
         },
         asked=os.environ.get(VARIABLE, ""),
-        chosen={op: {_word(dtype): _choice(op, device, dtype) for dtype in DTYPES} for op in OPS},
+        chosen={
+            name: {dtype_name(t): _choice(name, device, t) for t in DTYPES if not _idle(op, t)}
+            for name, op in OPS.items()
+        },
     )
+
+
+def _idle(op: Op, dtype: torch.dtype) -> bool:
+    """Whether no block calls an op with numbers of this type."""
+    return op.exact and dtype != torch.float32
 
 
 def _choice(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
@@ -86,7 +95,7 @@ def _choice(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
         return choose(op, problem, wanted(op))
     except ModelError as error:
         # the rest of the message names op and type, which may be told once for several
-        reason = str(error).partition(f"with {_word(dtype)}: ")[2] or str(error)
+        reason = str(error).partition(f"with {dtype_name(dtype)}: ")[2] or str(error)
         return Choice(NEVER, "asked for, which fails", {wanted(op): reason})
 
 
@@ -100,11 +109,11 @@ def _device(device: torch.device) -> Iterator[tuple[str, str]]:
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)
         yield "gpu", f"{about.name}, {architecture(device)}, {size(about.total_memory)}"
-        yield "driver", _driver()
+        yield "driver", driver()
         yield "cuda", str(torch.version.cuda or torch.version.hip)
 
 
-def _driver() -> str:
+def driver() -> str:
     """The version of NVIDIA's driver; empty where nothing says it."""
     if not (tool := shutil.which("nvidia-smi")):
         return ""
@@ -116,6 +125,7 @@ def _driver() -> str:
 def page(found: Found) -> RenderableType:
     """What a person reads."""
     parts: list[RenderableType] = [_about(found), "", _choices(found)]
+    parts.append(Text(f"{NOT_CALLED}: blocks call it in float32 alone", style="dim"))
     for heading, lines in (
         ("not used", _refusals(found)),
         ("for a faster one", _advice(found)),
@@ -140,12 +150,12 @@ def _about(found: Found) -> Table:
 
 def _choices(found: Found) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("op", *map(_word, DTYPES), "why", "what uses it"):
+    for column in ("op", *map(dtype_name, DTYPES), "why", "what uses it"):
         table.add_column(column, overflow="fold")
     for op, of in found.chosen.items():
         table.add_row(
             op,
-            *(choice.backend for choice in of.values()),
+            *(of[name].backend if name in of else NOT_CALLED for name in map(dtype_name, DTYPES)),
             Text("; ".join(dict.fromkeys(c.why for c in of.values()))),
             OPS[op].does,
         )
@@ -175,7 +185,3 @@ def _advice(found: Found) -> list[str]:
 
 def _point(line: str) -> Padding:
     return Padding(Text(line), (0, 0, 0, 2))
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,13 +19,15 @@ from archsearch.kernels.mod import put
 from archsearch.kernels.peer import experts
 from archsearch.kernels.product_keys import route
 from archsearch.kernels.selective_scan import selective_scan
-from archsearch.kernels.spline import ORDER, spline
-from archsearch.kernels.spline_features import features
+from archsearch.kernels.spline import ORDER, spline, spline_ref
+from archsearch.kernels.spline_features import features, features_ref
 from archsearch.kernels.table_rows import Picks
 from archsearch.kernels.ttt import fit_linear
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Largest error, as a norm relative to that of the result, against torch in fp64."""
+CLEAR = 1e-5
+"""How much better than the best that is left out the last that is chosen must be."""
 Given = tuple[Any, ...]
 
 
@@ -47,20 +49,28 @@ class Case:
     plain: Callable[..., Any]
     make: Callable[..., Given]
     sizes: Mapping[str, Mapping[str, int]]
-    ways: tuple[str, ...]
-    """Names of the tuples in the module of kernels that hold ways to launch."""
+    configs: tuple[str, ...]
+    """Names of the tuples in the module of kernels that hold launch configs."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     ordered: Callable[[Any], Any] = lambda found: found
     """A result in an order that all backends agree on."""
     moved: Callable[[Given], int] = bytes_of
     """Bytes that a forward pass moves at least, results left out where they are small."""
     loops: bool = False
-    """Whether plain torch goes token by token, which a compiler would write out for every token."""
+    """Whether plain torch loops over time, which a compiler would write out for every step."""
+    materialised: Callable[..., Any] | None = None
+    """The same function with all its parts in memory, as it is written down: to compare times."""
+    compiled: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """More sizes to compile for, where the code differs; beside `compile`, by what is special."""
+
+    def sizes_of(self, size: str) -> Mapping[str, int]:
+        """Those that are called so."""
+        return self.compiled[size] if size in self.compiled else self.sizes[size]
 
     def given(self, size: str, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Given:
         """Arguments; tensors of floating point need a gradient."""
         g = Generator(device).manual_seed(seed)
-        found = self.make(g, dtype, **self.sizes[size])
+        found = self.make(g, dtype, **self.sizes_of(size))
         return tuple(x.requires_grad_() if _real(x) else x for x in found)
 
 
@@ -83,8 +93,16 @@ def _peer(g: Generator, dtype: torch.dtype, N: int, D: int, R: int, E: int, spar
 
 
 def _route(g: Generator, dtype: torch.dtype, N: int, H: int, K: int, E: int) -> Given:
+    """Rows whose choice of pairs hangs on how a sum is rounded give way to one that is clear."""
     score_HSNK = torch.randn(H, 2, N, K, generator=g, device=g.device).to(dtype)
-    return score_HSNK.transpose(0, 1), E
+    one_HNE, two_HNE = score_HSNK.double().topk(min(E + 1, K)).values.unbind(1)
+    pairs_HNP = (one_HNE[..., None] + two_HNE[..., None, :]).flatten(-2)
+    best_HNE = pairs_HNP.topk(E + 1).values
+    clear_HN = best_HNE[..., -2] - best_HNE[..., -1] > CLEAR
+    first = clear_HN.flatten().nonzero()[0, 0]
+    like_SK = score_HSNK[first // N, :, first % N]
+    kept_HSNK = torch.where(clear_HN[:, None, :, None], score_HSNK, like_SK[None, :, None])
+    return kept_HSNK.transpose(0, 1), E
 
 
 def _by_row(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -104,9 +122,11 @@ def _twice_x(given: Given) -> int:
     return 2 * bytes_of(given[0])
 
 
-def _kan_features(g: Generator, dtype: torch.dtype, N: int, F: int, grid: int) -> Given:
+def _kan_features(
+    g: Generator, dtype: torch.dtype, N: int, F: int, grid: int, order: int = 3
+) -> Given:
     x_NI = torch.randn(N, F, generator=g, device=g.device) * 2
-    return x_NI.to(dtype), grid, 3, 3.0
+    return x_NI.to(dtype), grid, order, 3.0
 
 
 def _features_bytes(given: Given) -> int:
@@ -122,6 +142,12 @@ def _put(g: Generator, dtype: torch.dtype, N: int, D: int, R: int) -> Given:
     )
     row_N = torch.randperm(R, generator=g, device=g.device)[:N].sort().values
     return y_ND, x_ND, gate_N, row_N, R
+
+
+def _put_bytes(given: Given) -> int:
+    """Everything is read, and all rows are written: first with 0, then those that were taken."""
+    y_ND, *_, rows = given
+    return bytes_of(given) + bytes_of(y_ND) + rows * bytes_of(y_ND[:1])
 
 
 def _scan(g: Generator, dtype: torch.dtype, T: int, B: int, E: int, N: int) -> Given:
@@ -165,6 +191,7 @@ CASES: dict[str, Case] = {
             "real": {"N": 8192, "D": 1024, "R": 1024**2, "E": 128, "sparse": 1},
         },
         ("EXPERTS", "TABLES"), moved=_peer_bytes,
+        compiled={"widest": {"N": 2, "D": 4096, "R": 16, "E": 128, "sparse": 0}},
     ),
     "product_keys": Case(
         route, _route,
@@ -175,6 +202,7 @@ CASES: dict[str, Case] = {
             "real": {"N": 8192, "H": 8, "K": 1024, "E": 16},
         },
         ("ROUTE",), dtypes=(torch.float32,), ordered=_by_row,
+        compiled={"most picks": {"N": 2, "H": 8, "K": 1024, "E": 64}},
     ),
     "spline": Case(
         spline, _spline,
@@ -184,7 +212,8 @@ CASES: dict[str, Case] = {
             "proxy": {"N": 16384, "F": 256, "grid": 8},
             "real": {"N": 8192, "F": 1024, "grid": 8},
         },
-        ("FORWARD", "BACKWARD"), moved=_twice_x,
+        ("FORWARD", "BACKWARD"), moved=_twice_x, materialised=spline_ref,
+        compiled={"many cells": {"N": 64, "F": 1024, "grid": 64}},
     ),
     "kan_features": Case(
         features, _kan_features,
@@ -194,7 +223,8 @@ CASES: dict[str, Case] = {
             "proxy": {"N": 16384, "F": 128, "grid": 4},
             "real": {"N": 8192, "F": 1024, "grid": 8},
         },
-        ("FEATURES",), moved=_features_bytes,
+        ("FEATURES",), moved=_features_bytes, materialised=features_ref,
+        compiled={"order 5": {"N": 16, "F": 1024, "grid": 8, "order": 5}},
     ),
     "mod": Case(
         put, _put,
@@ -204,7 +234,7 @@ CASES: dict[str, Case] = {
             "proxy": {"N": 2048, "D": 128, "R": 16384},
             "real": {"N": 1024, "D": 1024, "R": 8192},
         },
-        ("TILES",),
+        ("TILES",), moved=_put_bytes,
     ),
     "selective_scan": Case(
         selective_scan, _scan,
@@ -215,6 +245,7 @@ CASES: dict[str, Case] = {
             "real": {"T": 2048, "B": 8, "E": 2048, "N": 16},
         },
         ("FORWARD", "BACKWARD"), dtypes=(torch.float32,), moved=_scan_bytes, loops=True,
+        compiled={"largest state": {"T": 16, "B": 16, "E": 64, "N": 256}},
     ),
     "ttt_linear": Case(
         fit_linear, _ttt,
@@ -224,7 +255,8 @@ CASES: dict[str, Case] = {
             "proxy": {"count": 8, "N": 512, "M": 16, "K": 32},
             "real": {"count": 128, "N": 256, "M": 16, "K": 64},
         },
-        ("LOOP",), dtypes=(torch.float32,), moved=_ttt_bytes,
+        ("LOOP",), dtypes=(torch.float32,), moved=_ttt_bytes, loops=True,
+        compiled={"long mini-batch": {"count": 2, "N": 2, "M": 40, "K": 64}},
     ),
 }  # fmt: skip
 
@@ -253,17 +285,17 @@ def plain_of(case: Case) -> Callable[..., Any]:
 
 @contextmanager
 def launched(op: str, which: int) -> Iterator[dict[str, Any]]:
-    """While this lasts, launch the kernels of an op in another of their ways.
+    """While this lasts, launch the kernels of an op with another config.
 
     Args:
         op: Which op.
-        which: A number below `ways(op)`; a kernel with fewer takes its last.
+        which: A number below `configs(op)`; a kernel with fewer takes its last.
     """
     module = kernels_of(op)
-    before = {name: getattr(module, name) for name in CASES[op].ways}
+    before = {name: getattr(module, name) for name in CASES[op].configs}
     now = {name: known[min(which, len(known) - 1)] for name, known in before.items()}
-    for name, way in now.items():
-        setattr(module, name, (way,))
+    for name, config in now.items():
+        setattr(module, name, (config,))
     try:
         yield now
     finally:
@@ -271,29 +303,36 @@ def launched(op: str, which: int) -> Iterator[dict[str, Any]]:
             setattr(module, name, known)
 
 
-def ways(op: str) -> int:
-    """How many ways to launch there are."""
-    return max(len(getattr(kernels_of(op), name)) for name in CASES[op].ways)
+def configs(op: str) -> int:
+    """How many launch configs there are."""
+    return max(len(getattr(kernels_of(op), name)) for name in CASES[op].configs)
 
 
-def found(case: Case, function: Callable[..., Any], given: Given) -> list[Tensor]:
-    """What a function returns and all its gradients, in fp64 and dense."""
+def found(
+    case: Case, function: Callable[..., Any], given: Given, exact: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """What a function returns and all its gradients, in `exact` and dense."""
     results = case.ordered(function(*given))
     results = results if isinstance(results, tuple) else (results,)
     inputs = [x for x in given if _real(x)]
     real = [x for x in results if _real(x)]
-    total: Any = sum((x.double() * _weight(x)).sum() for x in real)
+    total: Any = sum((x.to(exact) * _weight(x).to(exact)).sum() for x in real)
     gradients = torch.autograd.grad(total, inputs)
-    return [x.detach().to_dense().double() if _real(x) else x for x in (*results, *gradients)]
+    return [x.detach().to_dense().to(exact) if _real(x) else x for x in (*results, *gradients)]
 
 
 def error(
-    case: Case, function: Callable[..., Any], plain: Callable[..., Any], given: Given
+    case: Case,
+    function: Callable[..., Any],
+    plain: Callable[..., Any],
+    given: Given,
+    exact: torch.dtype = torch.float64,
 ) -> float:
-    """The largest error of values and gradients against torch in fp64 on the same numbers."""
-    exact = tuple(x.detach().double().requires_grad_() if _real(x) else x for x in given)
+    """The largest error of values and gradients against torch in `exact` on the same numbers."""
+    wide = tuple(x.detach().to(exact).requires_grad_() if _real(x) else x for x in given)
+    ours, theirs = found(case, function, given, exact), found(case, plain, wide, exact)
     worst = 0.0
-    for one, two in zip(found(case, function, given), found(case, plain, exact), strict=True):
+    for one, two in zip(ours, theirs, strict=True):
         if one.dtype == torch.int64:
             worst = max(worst, 0.0 if torch.equal(one, two) else float("inf"))
         else:

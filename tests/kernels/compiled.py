@@ -6,6 +6,7 @@ CPU, and every launch ends with its compilation. Run by `test_triton.py` in a pr
 """
 
 import argparse
+import functools
 import json
 import re
 import subprocess
@@ -17,10 +18,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from archsearch.testing.kernel_cases import CASES, found, launched, triton_of, ways
+from archsearch.testing.kernel_cases import CASES, configs, found, launched, triton_of
 
 BUDGET = Path(__file__).with_name("budget.json")
 ARCHS = (80, 90, 100)
+FULL = 90
+TIGHT = {(80, "widest"), (80, "long mini-batch")}
+"""Sizes that take nearly all registers there."""
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 USED = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
@@ -56,26 +60,38 @@ def resources(kernel):
     return {"registers": registers, "stack": stack, "shared": max(static, kernel.metadata.shared)}
 
 
+def shapes(arch):
+    """Ops, sizes and types: everything for one GPU, for others what is tight on them."""
+    for op, case in CASES.items():
+        for dtype in case.dtypes if arch == FULL else case.dtypes[-1:]:
+            yield op, "compile", dtype
+        for size in case.compiled:
+            if arch == FULL or (arch, size) in TIGHT:
+                yield op, size, case.dtypes[0]
+
+
 def compile_all():
-    """What each kernel takes, by GPU and by way to launch."""
+    """What each kernel takes, by GPU and by launch config."""
     launch, taken = JITFunction.run, {}
+    known = functools.cache(resources)
 
     def compile_only(self, *args, grid, warmup, **named):
         kernel = launch(self, *args, grid=grid, warmup=True, **named)
-        way = {k: v for k, v in named.items() if k == "num_warps" or k in settings}
-        label = " ".join([self.__name__, *(f"{k}={v}" for k, v in way.items())])
-        taken[f"sm_{arch}"][label] = resources(kernel)
+        config = {k: v for k, v in named.items() if k == "num_warps" or k in settings}
+        label = " ".join([self.__name__, what, *(f"{k}={v}" for k, v in config.items())])
+        taken[f"sm_{arch}"][label] = known(kernel)
         return kernel
 
     JITFunction.run = compile_only
     for arch in ARCHS:
         triton.runtime.driver.set_active(Driver(arch))
         taken[f"sm_{arch}"] = {}
-        for op, case in CASES.items():
-            for which in range(ways(op)):
+        for op, size, dtype in shapes(arch):
+            what, case = f"{size}, {str(dtype).removeprefix('torch.')}:", CASES[op]
+            for which in range(configs(op)):
                 with launched(op, which) as now:
-                    settings = {k for way in now.values() for k in way}
-                    found(case, triton_of(op), case.given("compile", case.dtypes[-1]))
+                    settings = {k for config in now.values() for k in config}
+                    found(case, triton_of(op), case.given(size, dtype))
     return {"triton": triton.__version__, "kernels": taken}
 
 
@@ -83,6 +99,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the budget anew")
     told = json.dumps(compile_all(), indent=1, sort_keys=True)
+    told = re.sub(
+        r'\{\s+("registers"[^}]*?)\s+\}', lambda m: "{" + " ".join(m[1].split()) + "}", told
+    )
     if parser.parse_args().write:
         BUDGET.write_text(told + "\n")
     else:

@@ -36,7 +36,7 @@ def test_states_of_any_size_are_right(state):
 
 
 def test_a_state_that_is_large_leaves_fewer_channels_to_a_program(monkeypatch):
-    monkeypatch.setattr(_selective_scan_triton, "MOST", 16)
+    monkeypatch.setattr(_selective_scan_triton, "MAX_STATE", 16)
     assert wrong_by(inputs(E=7, N=5)) < 1e-12
 
 

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from archsearch.block import Ctx, block_class
 from archsearch.kernels._ttt_triton import fit_linear
 from archsearch.kernels.dispatch import recorded, using
+from archsearch.kernels.precision import in_full
 from archsearch.testing.kernel_cases import CASES, error, found, plain_of
 
 CASE = CASES["ttt_linear"]
@@ -42,8 +43,14 @@ def test_the_whole_block_computes_the_same_with_it():
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"count": 1}, {"M": 1}, {"K": 16, "M": 16}, {"K": 17, "M": 33, "N": 1}],
-    ids=["one mini-batch", "one token", "a whole block", "just more than a block"],
+    [
+        {"count": 1},
+        {"M": 1},
+        {"K": 16, "M": 16},
+        {"K": 17, "M": 33, "N": 1},
+        {"K": 33, "M": 17, "N": 1},
+    ],
+    ids=["one mini-batch", "one token", "a whole block", "just more than a block", "wide and long"],
 )
 def test_it_is_right_on_either_side_of_the_size_of_a_block(sizes):
     assert error(CASE, fit_linear, plain_of(CASE), given(**sizes)) < 1e-12
@@ -63,6 +70,29 @@ def test_what_is_not_contiguous_is_read_as_it_is_meant():
     results = (found(CASE, fit_linear, x) for x in (parts, strided))
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
+
+
+def test_inside_autocast_neither_direction_is_rounded():
+    parts = [x.detach().float().requires_grad_() for x in given()]
+
+    def everything():
+        return found(CASE, in_full(fit_linear), parts)
+
+    outside = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = everything()
+    assert all(torch.equal(one, two) for one, two in zip(outside, inside, strict=True))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_gradient_of_either_result_alone_is_right(which):
+    def one(*parts):
+        return fit_linear(*parts)[which]
+
+    def plain(*parts):
+        return plain_of(CASE)(*parts)[which]
+
+    assert error(CASE, one, plain, given()) < 1e-12
 
 
 def test_the_operators_keep_what_they_promise_to_torch():

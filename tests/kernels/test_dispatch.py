@@ -1,5 +1,6 @@
 """Which backend an op takes, and what is said about it; no GPU is needed to choose for one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -98,11 +99,12 @@ def test_where_the_first_library_is_missing_the_next_is_taken(installed):
     assert "fla-core is not installed" in found.refused["fla"]
 
 
-def test_a_library_that_cannot_be_imported_is_passed_over(installed, monkeypatch):
+@pytest.mark.parametrize("kind", [ImportError, ValueError])
+def test_a_library_that_cannot_be_imported_is_passed_over(kind, installed, monkeypatch):
     installed(triton="3.7.1", mamba_ssm="2.3.2")
 
     def fails(place):
-        raise ImportError("no selective_scan_cuda")
+        raise kind("no selective_scan_cuda")
 
     monkeypatch.setattr(dispatch, "_load", fails)
     found = choose("ssd", problem("ssd"))
@@ -138,6 +140,16 @@ def test_our_own_kernels_are_taken_unasked_only_where_they_were_proven(installed
     monkeypatch.setattr(dispatch, "proven", lambda: {("peer", "3.7.1", "sm_90")})
     assert choose("peer", problem("peer")).backend == "triton"
     assert choose("peer", replace(problem("peer"), arch="sm_100")).backend == "torch"
+
+
+def test_what_was_proven_of_another_source_does_not_count(tmp_path, monkeypatch):
+    file = tmp_path / "proven.json"
+    marks = [("peer", dispatch.source_hash("peer")), ("mod", "of another day"), ("gone", "")]
+    known = [{"op": op, "triton": "3.7.1", "arch": "sm_90", "source": s} for op, s in marks]
+    file.write_text(json.dumps(known))
+    monkeypatch.setattr(dispatch, "PROVEN", file)
+    assert dispatch.proven.__wrapped__() == {("peer", "3.7.1", "sm_90")}
+    assert len({dispatch.source_hash(op) for op in ("peer", "mod", "product_keys")}) == 3
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -218,6 +230,43 @@ def test_a_choice_is_made_once_for_each_shape_and_not_for_each_batch_or_length(m
             assert torch.equal(double(torch.ones(shape)), -torch.ones(shape))
     assert [dict(sizes) for sizes in asked] == [{"x_BD": 4, "times": 2}]
     assert torch.equal(double(torch.ones(1, 4)), 2 * torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("order", [("high", "highest"), ("highest", "high")])
+def test_a_choice_holds_for_the_precision_that_it_was_made_for(order, monkeypatch):
+    def supports(problem):
+        return "it rounds" if torch.get_float32_matmul_precision() == "highest" else ""
+
+    backend = Backend("other", "torch:neg", lambda problem: "", supports)
+    monkeypatch.setitem(OPS, "toy", backends.Op("", {}, (backend,)))
+
+    @op("toy")
+    def double(x_D):
+        return 2 * x_D
+
+    one_D, before = torch.ones(3), torch.get_float32_matmul_precision()
+    try:
+        for precision in order:
+            torch.set_float32_matmul_precision(precision)
+            with using("toy:other"):
+                if precision == "high":
+                    assert torch.equal(double(one_D), -one_D)
+                else:
+                    with pytest.raises(ModelError, match="it rounds"):
+                        double(one_D)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "packages"), [("gla", {"fla": "0.6.0"}), ("ssd", {"mamba_ssm": "2.3.2"})]
+)
+def test_libraries_are_not_interpreted(name, packages, installed, monkeypatch):
+    installed(triton="3.7.1", **packages)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ModelError, match="it needs an NVIDIA GPU"):
+        choose(name, problem(name, "cpu"), next(iter(packages)))
+    assert choose("peer", problem("peer", "cpu"), "triton").backend == "triton"
 
 
 def test_an_exported_kernel_knows_no_backends():

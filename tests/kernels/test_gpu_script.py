@@ -30,14 +30,30 @@ def test_it_runs_to_its_end_on_tiny_sizes(tmp_path):
     assert told["tiny"]
     assert set(told["versions"]) >= {"torch", "triton"}
     assert told["proven"] == list(CASES), "every kernel is compared, and right"
+    assert {target["verdict"] for target in told["targets"]} == {"not measured"}
     for row in told["rows"]:
-        reason = "is not installed" in row["why"]
+        reason = any(part in row["why"] for part in ("is not installed", "needs an NVIDIA GPU"))
         assert row["error"] is not None or row["microseconds"] or reason, row
     kinds = {row["what"].split(",")[0] for row in told["rows"]}
     assert {"MAD step", "MAD steps", "ssd tiny", *(f"{op} tiny" for op in CASES)} <= kinds
     assert (ROOT / "archsearch/kernels/proven.json").read_text() == proven, (
         "tiny sizes prove little"
     )
+
+
+def test_what_there_is_no_time_for_is_named_and_proves_nothing(tmp_path):
+    done = run("--tiny", "--only", "mod", "mad", "--minutes", "0", "--out", f"{tmp_path}/gpu.json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "gpu.json").read_text())
+    assert told["proven"] == []
+    assert {"mod tiny", "MAD step"} <= {row["what"].split(",")[0] for row in told["rows"]}
+    assert all(row["why"].startswith(("not measured", "not timed")) for row in told["rows"])
+
+
+def test_a_name_that_is_none_is_refused():
+    done = run("--tiny", "--only", "pear")
+    assert done.returncode == 2
+    assert "invalid choice: 'pear'" in done.stderr
 
 
 @pytest.mark.gpu
