@@ -60,6 +60,10 @@ bench: $(VENV)/installed-dev  ## measure what benchmarks/results/ holds
 	$(BIN)/archsearch run quickstart
 	$(BIN)/archsearch fidelity runs/quickstart --genomes 16 --width 256 --steps 200
 	cp runs/quickstart/fidelity/fidelity.json runs/quickstart/fidelity/fidelity.svg benchmarks/results/
+	$(BIN)/archsearch run quickstart --set 'tasks.use=[text]' --name words --trials 4
+	$(BIN)/archsearch fidelity runs/words --genomes 16 --width 256 --steps 200
+	cp runs/words/fidelity/fidelity.json benchmarks/results/fidelity_text.json
+	cp runs/words/fidelity/fidelity.svg benchmarks/results/fidelity_text.svg
 
 pictures: $(VENV)/installed-dev  ## draw the pictures of the README anew
 	$(BIN)/python docs/pictures.py
