@@ -344,7 +344,9 @@ class _Reader:
         fields = {field.name: field.default for field in dataclasses.fields(kind) if field.init}
         if not isinstance(params, dict):
             message = f"the parameters of a task are a mapping, not {given(params)}"
-            document.problem(path, message)
+            example = next(iter(fields.items()), None)
+            hint = f"e.g. {name}: {{{example[0]}: {example[1] or 'my/files'}}}" if example else ""
+            document.problem(path, message, hint)
             return None
         values: dict[str, Any] = {}
         before = len(document.problems)

@@ -33,7 +33,8 @@ class Task(Protocol):
 
     It may have `harder()` too: a task with the same vocabulary and readout that asks for more, or
     None; where it reads rows instead of making them up, `digest()`: a text that tells when they are
-    others; and where rows are text, `tokenizer`: what makes ids of it, see `scale.tokens`.
+    others, and `about()`: one line on them; where rows are text, `tokenizer`: what makes ids of it,
+    see `scale.tokens`.
     """
 
     name: str

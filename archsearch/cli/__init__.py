@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -53,6 +54,21 @@ app = typer.Typer(
 )
 for part in (search, scale, models, lists):
     app.add_typer(part.app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        Console().print(version("archsearch"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    shown: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Find the best hybrid sequence model that your blocks can make."""
 
 
 def main() -> None:

@@ -194,7 +194,7 @@ def evaluate(
     """Score a model: bits per byte on held-out text, or its task at every difficulty.
 
     A model of text is read text; a model of tasks is asked their rows, also longer ones than it was
-    trained on.
+    trained on; a model of the task `text`, both, and by default on the text of its training.
     """
     from archsearch.inference import load
     from archsearch.report.bench import contexts_of
@@ -210,9 +210,12 @@ def evaluate(
     if harness:
         names = [name for name in harness.split(",") if name]
         harnessed = on_harness(loaded, names, harness_tasks, console)
-    if text or not (named or harness):
+    others = (load(folder, name, device=place(device)) for name in loaded.labels)
+    reader = next((other for other in others if other.vocabulary.tokenizer), loaded)
+    if text or not (named or harness) or (reader.label and not tasks):
         lengths = contexts_of(contexts) if contexts else []
-        read = on_text(loaded, text or (), lengths, windows, cache or loaded.cache, console)
+        known = [reader.task.source] if getattr(reader.task, "source", "") else []
+        read = on_text(reader, text or known, lengths, windows, cache or reader.cache, console)
     write_scores(out or folder, read, by_task, harnessed, console)
 
 

@@ -113,6 +113,11 @@ def load(folder: str | Path, task: str | None = None) -> Model:
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
+        if "model_type" in config:
+            raise ExportError(
+                f"{folder} is for transformers: AutoModelForCausalLM.from_pretrained('{folder}', "
+                "trust_remote_code=True); or archsearch.inference.load"
+            )
         if config["format"] != FORMAT:
             raise ExportError(
                 f"{folder} has format {config['format']}; this version reads format {FORMAT}"

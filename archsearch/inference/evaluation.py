@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 
-from archsearch.errors import ModelError
+from archsearch.errors import CorpusError, ModelError
 from archsearch.inference.verified import BATCH_TOKENS
 from archsearch.train import evaluate, generator
 
@@ -118,7 +119,8 @@ def task_scores(model: Model, task: Any, rows: int, seed: int = 0) -> Iterator[T
             if other == task:
                 yield dataclasses.replace(as_trained, axis=axis, value=value)
             else:
-                yield _score(model, other, rows, seed, axis, value)
+                with suppress(CorpusError):  # too little text for rows as long as this
+                    yield _score(model, other, rows, seed, axis, value)
 
 
 def fits(model: Model, task: Any) -> bool:

@@ -138,10 +138,11 @@ def _export(folder: Path, config: Mapping[str, Any], task: str) -> Loaded:
     label = task or next(iter(config["tasks"]))
     about = config["tasks"][label]
     name = about.get("tokenizer")
+    of_text = [task for task, said in config["tasks"].items() if said.get("tokenizer")]
     vocabulary = (
         Vocabulary.of_text(tokens.tokenizer(name), name, model.vocab)
         if name
-        else Vocabulary.of_ids(model.vocab)
+        else Vocabulary.of_ids(model.vocab, f"--task {of_text[0]} was" if of_text else "")
     )
     return Loaded(
         folder=folder, model=model, vocabulary=vocabulary, context=about.get("length"),

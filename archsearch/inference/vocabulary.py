@@ -48,8 +48,13 @@ class Vocabulary:
         return cls(size, encode, lambda ids: tokenizer.decode([*ids]), name, end)
 
     @classmethod
-    def of_ids(cls, size: int) -> Vocabulary:
-        """The ids themselves, as whole numbers with blanks between them."""
+    def of_ids(cls, size: int, other: str = "") -> Vocabulary:
+        """The ids themselves, as whole numbers with blanks between them.
+
+        Args:
+            size: Ids go from 0 to below this.
+            other: Which weights beside these were trained on text, as the end of an error.
+        """
 
         def encode(text: str) -> list[int]:
             words = text.replace(",", " ").split()
@@ -59,6 +64,7 @@ class Vocabulary:
                 raise ModelError(
                     f"this model reads ids, whole numbers from 0 to {size - 1} with blanks between "
                     f"them; {what}. It was trained on a task, not on text"
+                    + (f"; {other}" if other else "")
                 )
             return [int(word) for word in words]
 

@@ -135,6 +135,8 @@ def parse(said: str) -> dict[str, str]:
     wanted = {}
     for part in filter(None, (part.strip() for part in said.split(","))):
         name, _, backend = part.partition(":")
+        if ":" not in part:
+            raise ModelError(f"{VARIABLE}: '{part}' is not OP:BACKEND, e.g. ssd:torch,peer:triton")
         if name not in OPS:
             raise ModelError(f"{VARIABLE}: unknown op '{name}'; {nearest(name, OPS)}")
         known = [AUTO, TORCH, *(b.name for b in OPS[name].backends)]
@@ -166,6 +168,17 @@ _state.settle()
 def wanted(op: str) -> str:
     """The backend that is asked for, or `auto`."""
     return _state.wanted.get(op, AUTO)
+
+
+def require(device: torch.device) -> None:
+    """Make sure that a device has every backend that is asked for, at the usual size of its op.
+
+    Raises:
+        ModelError: naming the first that it lacks.
+    """
+    for name, backend in _state.wanted.items():
+        example = OPS[name].example
+        choose(name, Problem(device.type, architecture(device), torch.float32, example), backend)
 
 
 @contextmanager

@@ -106,8 +106,11 @@ def on_task(loaded: Loaded, rows: int, seed: int, console: Console) -> list[Task
     Raises:
         ModelError: if the model was trained on no task that is known here.
     """
-    scores = list(task_scores(loaded.model, task_of(loaded), rows, seed))
-    console.print(f"{loaded.label}: accuracy on {rows} rows of each difficulty", markup=False)
+    task = task_of(loaded)
+    scores = list(task_scores(loaded.model, task, rows, seed))
+    if loaded.corpus and task.digest() != loaded.corpus:
+        console.print(f"{loaded.label}: another text than that of training", markup=False)
+    console.print(f"{loaded.label}: accuracy on up to {rows} rows of each difficulty", markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for name in ("tokens", "accuracy", "+/- s.e.", "guessing"):

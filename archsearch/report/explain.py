@@ -38,6 +38,7 @@ def explain(
     edited = edits_of(study, record)
     genomes = [record.genome, *(edit.genome for edit in edited)]
     experiment, known = study.experiment(), recall(folder, study)
+    study.check_data(experiment)
     wanted = missing(genomes, seeds, known)
     with Progress(console=console, transient=True) as progress:
         total = seeds * len(genomes)

@@ -102,6 +102,7 @@ def fidelity(
     chosen = _panel(study, home / PANEL, wanted.genomes)
     genomes = tuple(member.genome for member in chosen.members)
     experiment = study.experiment()
+    study.check_data(experiment)
     large = enlarged(genomes, wanted.width)
     corpus = Corpus.open(wanted.text, wanted.tokenizer, folder / TEXT)
     corpus.windows(wanted.context)

@@ -119,6 +119,10 @@ def answer(loaded: Loaded, count: int, rows: int, asked: Asked, console: Console
         ModelError: if it was trained on no task that is known here.
     """
     task = task_of(loaded)
+    if loaded.vocabulary.tokenizer:
+        raise ModelError(
+            f"--best-of asks for answers that are right or wrong; {loaded.label} has none"
+        )
     found = best_of(
         loaded.model, task, count, temperature=asked.temperature or TEMPERATURE,
         top_p=asked.top_p, rows=rows, seed=asked.seed,

@@ -154,7 +154,8 @@ def task_page(name: str) -> RenderableType:
     for field in dataclasses.fields(kind):
         harder = ", ".join(str(value) for value in axes.get(field.name, ()))
         table.add_row(field.name, str(field.default), harder)
-    about = " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split())
+    parts = (kind.__doc__ or "").strip().split("\n\n")
+    about = "\n\n".join(" ".join(part.split()) for part in parts)
     return Group(Text.assemble((name, "bold"), f"\n{about}"), Text(), table)
 
 

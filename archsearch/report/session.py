@@ -109,6 +109,9 @@ def _trials(
     console.print(
         f"tasks: {tasks}; {workers} worker{'s'[: workers > 1]}", markup=False, soft_wrap=True
     )
+    for task in experiment.tasks:
+        if hasattr(task, "about"):
+            console.print(f"{task.name}: {task.about()}", markup=False, soft_wrap=True)
     with Screen(console, view, study) as screen:
         coordinator = Coordinator(run, experiment, study, proposals, workers)
         coordinator.go(screen.event)

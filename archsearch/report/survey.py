@@ -68,6 +68,9 @@ def check_report(experiment: Experiment, source: str, workers: int, console: Con
         row = (name, count(cost.params), size(cost.state_bytes), str(genome.d_model))
         table.add_row(*row, Text(genome.text(space.varying)))
     console.print(table)
+    for task in experiment.tasks:
+        if hasattr(task, "about"):
+            console.print(f"{task.name}: {task.about()}", markup=False, soft_wrap=True)
     if experiment.tasks:
         genomes = [by_size[i][0] for i in (0, len(by_size) // 2, -1)]
         trials = min(experiment.search.trials, len(listed) if listed is not None else 10**9)

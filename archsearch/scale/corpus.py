@@ -153,20 +153,29 @@ class Corpus:
             CorpusError: if the text is too short.
         """
         self.windows(length)
-        there = (len(self.validation) - 1) // length
+        there = self.held_out_windows(length)
         taken = min(rows, there)
         return _rows(self.validation, [i * there // taken * length for i in range(taken)], length)
 
     def drawn(self, rows: int, length: int, rng: torch.Generator, *, train: bool) -> Tensor:
-        """Windows that begin anywhere in one part: windows_BT of int64, (rows, length + 1).
+        """Random windows of one part: windows_BT of int64, (rows, length + 1).
+
+        Those to train on begin anywhere. No two of the validation text share an input, so that
+        what they say is worth their number; there are fewer than `rows` where it has fewer.
 
         Raises:
             CorpusError: if the text is too short.
         """
         self.windows(length)
-        part = self.train if train else self.validation
-        starts_B = torch.randint(len(part) - length, (rows,), generator=rng)
-        return _rows(part, starts_B.tolist(), length)
+        if train:
+            starts_B = torch.randint(len(self.train) - length, (rows,), generator=rng)
+            return _rows(self.train, starts_B.tolist(), length)
+        starts_B = torch.randperm(self.held_out_windows(length), generator=rng)[:rows] * length
+        return _rows(self.validation, starts_B.tolist(), length)
+
+    def held_out_windows(self, length: int) -> int:
+        """How many windows of `length` tokens the validation text has; no two share an input."""
+        return max(len(self.validation) - 1, 0) // length
 
     def epochs(self, step: int, rows: int, length: int) -> float:
         """How often the text was seen before a step."""

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from archsearch.device import PLACE
+from archsearch.device import PLACE, chosen
 from archsearch.errors import RunError
 from archsearch.rules import draw
 from archsearch.search.lease import ATTEMPTS, reap
 from archsearch.search.proposals import Proposals
 from archsearch.search.revisions import newest, split
 from archsearch.search.storage import in_words, open_storage
-from archsearch.search.study import Study
+from archsearch.search.study import Study, data
 from archsearch.search.widen import carried, widen
 from archsearch.seeds import seed
 
@@ -235,11 +235,18 @@ class Coordinator:
 
 
 def feasible(experiment: Experiment) -> None:
-    """Make sure that there is something to train, before anything is written.
+    """Make sure that there is something to train, and to train it on, before anything is written.
 
     Raises:
         SpaceError: if no member of the space may be trained.
+        CorpusError: if a text cannot be used.
+        ModelError: if a backend was asked for that this device does not have.
     """
+    data(experiment)
+    if os.environ.get("ARCHSEARCH_BACKEND"):
+        from archsearch.kernels.dispatch import require
+
+        require(chosen())
     rng = random.Random(seed(experiment.search.seed, "check"))
     draw(experiment.space, rng, experiment.context, lambda genome: True)
 

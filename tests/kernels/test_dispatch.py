@@ -13,8 +13,9 @@ from archsearch.errors import ModelError
 from archsearch.export.bundle import Bundle
 from archsearch.kernels import backends, dispatch
 from archsearch.kernels.backends import OPS, Backend, Problem
-from archsearch.kernels.dispatch import choose, op, parse, recorded, using
+from archsearch.kernels.dispatch import choose, op, parse, recorded, require, using
 from archsearch.kernels.ssd import ssd, ssd_ref
+from tests.helpers import archsearch
 
 
 def problem(name, device="cuda", arch="sm_90", dtype=torch.bfloat16, **sizes):
@@ -170,7 +171,7 @@ def test_a_wish_that_cannot_be_met_says_why_and_what_to_install(installed):
     [
         ("sdd:torch", "unknown op 'sdd'; did you mean 'ssd'?"),
         ("ssd:tritn", "unknown backend 'tritn' of ssd"),
-        ("ssd", "unknown backend '' of ssd"),
+        ("ssd", "'ssd' is not OP:BACKEND, e.g. ssd:torch"),
     ],
 )
 def test_what_is_no_wish_is_refused(said, part):
@@ -277,3 +278,14 @@ def test_an_exported_kernel_knows_no_backends():
     assert "@op" not in text
     assert not any("dispatch" in place.module for place in bundle.imports.values())
     assert "archsearch.kernels.dispatch" not in bundle.modules
+
+
+def test_a_wish_that_a_device_cannot_meet_is_refused_before_anything_is_trained(tmp_path):
+    with using("ssd:torch,peer:torch"):
+        require(torch.device("cpu"))
+    with using("peer:triton"), pytest.raises(ModelError, match="peer: the backend 'triton'"):
+        require(torch.device("cpu"))
+    done = archsearch("run", "quickstart", cwd=tmp_path, ARCHSEARCH_BACKEND="mod:triton")
+    assert done.returncode != 0
+    assert "mod: the backend 'triton' cannot be used on cpu" in done.stderr
+    assert [*tmp_path.iterdir()] == []

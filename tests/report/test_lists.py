@@ -1,6 +1,7 @@
 """What `archsearch blocks` says of every block."""
 
 import re
+from importlib.metadata import version
 
 import pytest
 
@@ -9,7 +10,7 @@ from archsearch.catalogue import SIZES, block_costs, block_info, block_names
 from archsearch.library import short_names
 from archsearch.report.lists import COST_COLUMNS, cost_rows, paper_link
 from archsearch.words import short
-from tests.helpers import archsearch
+from tests.helpers import archsearch, in_process
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +94,8 @@ def test_a_baseline_is_checked_by_its_name_and_has_no_tasks(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "1 combinations, 1 distinct and feasible" in done.stdout
     assert "no tasks are named, so it cannot be run; e.g. `tasks: {use: [mad/*]}`" in done.stdout
+
+
+def test_the_version_is_that_of_the_package(tmp_path):
+    done = in_process("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{version('archsearch')}\n")
