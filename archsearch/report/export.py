@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from archsearch.errors import ExportError, RunError
-from archsearch.export.files import export, load
+from archsearch.export.files import export
 from archsearch.export.gguf import FILE
 from archsearch.export.origin import Origin, below, of_task, scaled_up, untrained
 from archsearch.export.write import PATTERN, Kind, write, write_pattern
+from archsearch.inference import load
 from archsearch.report.session import pick
 from archsearch.space_yaml import load_genome
 
@@ -81,7 +82,11 @@ def export_other(source: str, target: Path, asked: Asked, console: Console) -> N
     place = Path(source)
     origin = scaled_up(place, asked.tokenizer) if place.is_dir() else None
     if origin is None and (place / "model.yaml").is_file() and (place / "config.json").is_file():
-        origin = Origin(model=load(place, asked.task), what=f"those of {place.resolve().name}")
+        loaded = load(place, asked.task or "")
+        origin = Origin(
+            model=loaded.model, what=f"those of {place.resolve().name}",
+            tokenizer=loaded.vocabulary.tokenizer or None, separator=loaded.vocabulary.end,
+        )  # fmt: skip
     if origin is None and place.is_dir():
         raise RunError(f"{source} holds no run, no training of `archsearch scale` and no "
                        f"export{below(place)}")  # fmt: skip

@@ -108,6 +108,10 @@ def test_a_run_searches_on_text_and_refuses_to_go_on_with_another(source, tmp_pa
     assert "other data behind Text(source='text.txt', seq_len=16)" in " ".join(again.stderr.split())
     source.write_bytes(source.read_bytes()[:-4])
     assert archsearch(*run, "--trials", "3", cwd=tmp_path).returncode == 0
+    for given in (("runs/tiny", "model"), ("model", "again", "--format", "hf")):
+        exported = archsearch("export", *given, cwd=tmp_path)
+        assert exported.returncode == 0, exported.stderr
+    assert "next: archsearch generate again --prompt" in exported.stdout
     source.write_bytes(source.read_bytes() + b"more")
     explained = archsearch("explain", "runs/tiny", "--workers", "1", cwd=tmp_path)
     assert "other data behind" in " ".join(explained.stderr.split())
