@@ -9,7 +9,7 @@ import torch
 from archsearch.errors import CorpusError
 from archsearch.scale.text import Text
 from archsearch.train import generator
-from tests.helpers import TINY, archsearch
+from tests.helpers import TINY, in_process
 
 TRAIN, HELD_OUT = b"abcdefghij", b"0123456789"
 
@@ -96,25 +96,25 @@ def test_a_run_searches_on_text_and_refuses_to_go_on_with_another(source, tmp_pa
                          "text: {source: text.txt, seq_len: 16}")  # fmt: skip
     (tmp_path / "space.yaml").write_text(space.replace("trials: 6, finalists: 3", "trials: 2"))
     run = ("run", "space.yaml", "--workers", "1", "--set", "search.finalists=0")
-    done = archsearch(*run, "--set", "tasks.use=[text: {source: nowhere}]", cwd=tmp_path)
+    done = in_process(*run, "--set", "tasks.use=[text: {source: nowhere}]", cwd=tmp_path)
     assert "nowhere: no such file" in done.stderr
     assert not (tmp_path / "runs").exists(), "nothing is left of a run that could not begin"
-    done = archsearch(*run, cwd=tmp_path)
+    done = in_process(*run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "text" in done.stdout
     source.write_bytes(source.read_bytes() + b"more")
-    again = archsearch(*run, "--trials", "3", cwd=tmp_path)
+    again = in_process(*run, "--trials", "3", cwd=tmp_path)
     assert again.returncode != 0
     assert "other data behind Text(source='text.txt', seq_len=16)" in " ".join(again.stderr.split())
     source.write_bytes(source.read_bytes()[:-4])
-    assert archsearch(*run, "--trials", "3", cwd=tmp_path).returncode == 0
+    assert in_process(*run, "--trials", "3", cwd=tmp_path).returncode == 0
     for given in (("runs/tiny", "model"), ("model", "again", "--format", "hf")):
-        exported = archsearch("export", *given, cwd=tmp_path)
+        exported = in_process("export", *given, cwd=tmp_path)
         assert exported.returncode == 0, exported.stderr
     assert "next: archsearch generate again --prompt" in exported.stdout
     source.write_bytes(source.read_bytes() + b"more")
-    explained = archsearch("explain", "runs/tiny", "--workers", "1", cwd=tmp_path)
+    explained = in_process("explain", "runs/tiny", "--workers", "1", cwd=tmp_path)
     assert "other data behind" in " ".join(explained.stderr.split())
-    scored = archsearch("eval", "runs/tiny", cwd=tmp_path)
+    scored = in_process("eval", "runs/tiny", cwd=tmp_path)
     assert "text: another text than that of training" in scored.stdout
     assert "bits per byte" in scored.stdout
