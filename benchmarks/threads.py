@@ -2,10 +2,10 @@
 
 The threads of a parallel loop spin until the next one. Beside other programs that takes from the
 one that has work, so the command line lets them sleep soon (`archsearch.cli.SPINS`). Training steps
-per second with that over without, in interleaved pairs of processes: alone, and beside as many busy
-processes as there are cores.
+per second with that over without, in interleaved pairs of processes: alone, beside one busy
+process, and beside as many as there are cores.
 
-    python benchmarks/threads.py      prints two lines and writes results/threads.json
+    python benchmarks/threads.py      prints three lines and writes results/threads.json
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from pathlib import Path
 
 from archsearch.cli import SPINS
 
-PAIRS, STEPS = 7, 16
+PAIRS, STEPS = 5, 8
 BUSY = "while True: pass"
 
 
 def main() -> None:
     """Measure, print and write."""
     figures = {}
-    for name, others in (("alone", 0), ("beside others", os.cpu_count() or 1)):
+    cores = os.cpu_count() or 1
+    for name, others in (("alone", 0), ("beside one", 1), (f"beside {cores}", cores)):
         busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(others)]
         try:
             ratios = [rate(str(SPINS)) / rate(None) for _ in range(PAIRS)]
@@ -38,7 +39,7 @@ def main() -> None:
             "ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)
         }  # fmt: skip
         print(name, "  ".join(f"{key} {value:.2f}" for key, value in figures[name].items()))
-    result = {"spins": SPINS, "pairs": PAIRS, "steps": STEPS, "cores": os.cpu_count()}
+    result = {"spins": SPINS, "pairs": PAIRS, "steps": STEPS, "cores": cores}
     target = Path(__file__).parent / "results" / "threads.json"
     target.write_text(json.dumps(result | {"figures": figures}, indent=2) + "\n")
 
