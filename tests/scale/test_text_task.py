@@ -91,7 +91,7 @@ def test_a_text_that_is_too_short_or_missing_is_named(source):
         Text(seq_len=0)
 
 
-@pytest.mark.filterwarnings("ignore")  # of Optuna, which the command line silences in its process
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_run_searches_on_text_and_refuses_to_go_on_with_another(source, tmp_path):
     space = TINY.replace("mad/in-context-recall: {vocab: 8, seq_len: 16}",
                          "text: {source: text.txt, seq_len: 16}")  # fmt: skip
