@@ -12,7 +12,7 @@ FLOORS = {
     1: "block wrapper kernels layers",
     2: "blocks",
     3: "choices identity sections yaml_source stack_yaml space_yaml space ways locate library "
-    "schema stack model mup rules fits",
+    "schema edges stack model mup rules fits",
     4: "device processes train memory trial weights testing",
     5: "search",
     6: "export inference scale",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.dims import dims_of
 from archsearch.errors import ExportError
 from archsearch.export.literals import literal
+from archsearch.export.names import plain_name, qualified
 from archsearch.export.options import holds
 from archsearch.export.sources import Definition, Edits, Import, Module, decorators, is_builtin
 
@@ -132,7 +133,7 @@ class Bundle:
 
     def names(self) -> dict[tuple[str, str], str]:
         """What each definition is called."""
-        plain = {key: _plain(key[1]) for key in self.pieces}
+        plain = {key: plain_name(key[1]) for key in self.pieces}
         count, taken = Counter(plain.values()), self.given | {*self.imports}
         found = {key: name for key, name in plain.items() if key[0].startswith(RUNTIME)}
         taken |= set(found.values())
@@ -140,7 +141,7 @@ class Bundle:
             if key not in found:
                 where, clash = key[0].split("."), count[name] > 1 or name in taken
                 while clash and where:
-                    name = _qualified(name, where.pop())
+                    name = qualified(name, where.pop())
                     clash = name in taken
                 found[key] = name
                 taken.add(name)
@@ -383,19 +384,3 @@ def _name(node: ast.stmt) -> str:
 def _members(nodes: Iterable[ast.stmt]) -> set[str]:
     """The attributes that are named in there."""
     return {n.attr for node in nodes for n in ast.walk(node) if isinstance(n, ast.Attribute)}
-
-
-def _plain(name: str) -> str:
-    """A name as it is in the file, where no other has it: roles are starts there."""
-    return name.replace("roles", "starts").replace("ROLES", "STARTS")
-
-
-def _qualified(name: str, place: str) -> str:
-    """A name with that of its module: EPS of `ttt` is TTT_EPS, _chunks is _ttt_chunks."""
-    bare = name.lstrip("_")
-    start = name[: len(name) - len(bare)]
-    if bare.isupper():
-        return f"{start}{place.upper()}_{bare}"
-    if bare[0].isupper():
-        return f"{start}{place.title().replace('_', '')}{bare}"
-    return f"{start}{place}_{bare}"

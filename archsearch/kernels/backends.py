@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 HERE = "archsearch.kernels"
+VARIABLE = "ARCHSEARCH_BACKEND"
+"""Environment variable: the backend that is asked for of each op, e.g. ssd:torch,peer:triton."""
 MAX_WIDTH = 4096
 """Width of a row that one program of our kernels still holds in its registers."""
 

@@ -27,10 +27,9 @@ import torch
 from torch import Tensor
 
 from archsearch.errors import ModelError, nearest
-from archsearch.kernels.backends import OPS, Backend, Problem, denied, version
+from archsearch.kernels.backends import OPS, VARIABLE, Backend, Problem, denied, version
 from archsearch.words import dtype_name
 
-VARIABLE = "ARCHSEARCH_BACKEND"
 AUTO, TORCH, OWN = "auto", "torch", "triton"
 PROVEN = Path(__file__).with_name("proven.json")
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from archsearch.errors import ModelError
-from archsearch.kernels.backends import OPS, Op, Problem, interpreted, version
-from archsearch.kernels.dispatch import VARIABLE, Choice, architecture, choose, wanted
+from archsearch.kernels.backends import OPS, VARIABLE, Op, Problem, interpreted, version
+from archsearch.kernels.dispatch import Choice, architecture, choose, wanted
 from archsearch.memory import machine_bytes
 from archsearch.words import dtype_name, size
 

@@ -68,7 +68,7 @@ class Text:
 
     def about(self) -> str:
         """How much text there is, in one line."""
-        corpus = _opened(self._place)
+        corpus = _corpus(self._place)
         rows = corpus.held_out_windows(self.seq_len)
         said = f"{corpus.name}, {count(corpus.text_bytes)} bytes in {corpus.documents} documents; "
         said += f"{rows} held-out rows of {self.seq_len} bytes"

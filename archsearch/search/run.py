@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from archsearch.device import PLACE, chosen
 from archsearch.errors import RunError
+from archsearch.kernels.backends import VARIABLE
 from archsearch.rules import draw
 from archsearch.search.lease import ATTEMPTS, reap
 from archsearch.search.proposals import Proposals
@@ -243,7 +244,7 @@ def feasible(experiment: Experiment) -> None:
         ModelError: if a backend was asked for that this device does not have.
     """
     data(experiment)
-    if os.environ.get("ARCHSEARCH_BACKEND"):
+    if os.environ.get(VARIABLE):
         from archsearch.kernels.dispatch import require
 
         require(chosen())

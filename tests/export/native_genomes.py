@@ -16,6 +16,12 @@ from archsearch.seeds import seed
 from archsearch.train import generator
 
 VOCAB = 61
+ATTENTION = Gene.of("attention", heads=2)
+MAMBA = Gene.of("mamba2", d_state=8, head_dim=8)
+MAMBA1 = Gene.of("mamba1", d_state=4, norm=True)
+NOPE = Gene.of("attention", heads=2, pos="none")
+SWIGLU, RELU2 = Gene.of("swiglu"), Gene.of("swiglu", act="relu2")
+DELTA = Gene.of("gated_deltanet", head_dim=8)
 
 
 def genome_for(name: str, number: int) -> Genome:

@@ -11,14 +11,20 @@ from archsearch.export.native import TARGETS, candidates, native
 from archsearch.export.native.parity import parity
 from archsearch.genome import Gene, Genome
 from archsearch.train import generator
-from tests.export.native_genomes import GENES, VOCAB, genome_for, model_of
+from tests.export.native_genomes import (
+    ATTENTION,
+    DELTA,
+    GENES,
+    MAMBA,
+    MAMBA1,
+    NOPE,
+    RELU2,
+    SWIGLU,
+    VOCAB,
+    genome_for,
+    model_of,
+)
 
-ATTENTION = Gene.of("attention", heads=2)
-MAMBA = Gene.of("mamba2", d_state=8, head_dim=8)
-MAMBA1 = Gene.of("mamba1", d_state=4, norm=True)
-NOPE = Gene.of("attention", heads=2, pos="none")
-SWIGLU, RELU2 = Gene.of("swiglu"), Gene.of("swiglu", act="relu2")
-DELTA = Gene.of("gated_deltanet", head_dim=8)
 CONV = Gene.of("short_conv")
 
 

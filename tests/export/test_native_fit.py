@@ -15,16 +15,20 @@ from archsearch.library import shipped
 from archsearch.model import Model, build
 from archsearch.space_yaml import load_genome
 from archsearch.train import generator
-from tests.export.native_genomes import VOCAB, model_of
+from tests.export.native_genomes import (
+    ATTENTION,
+    DELTA,
+    MAMBA,
+    MAMBA1,
+    NOPE,
+    RELU2,
+    SWIGLU,
+    VOCAB,
+    model_of,
+)
 from tests.test_baselines import PUBLISHED
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "export-native.md"
-ATTENTION = Gene.of("attention", heads=2)
-MAMBA = Gene.of("mamba2", d_state=8, head_dim=8)
-MAMBA1 = Gene.of("mamba1", d_state=4, norm=True)
-NOPE = Gene.of("attention", heads=2, pos="none")
-SWIGLU, RELU2 = Gene.of("swiglu"), Gene.of("swiglu", act="relu2")
-DELTA = Gene.of("gated_deltanet", head_dim=8)
 MOE = Gene.of("moe", experts=4, mult=1)
 SHARED = Gene.of("shared_attention", "A", heads=2)
 OTHER = Gene.of("shared_attention", "B", heads=2)

@@ -21,21 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 SHORT = LISTED.replace("trials: 12", "trials: 4")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "run"
-
-
-@pytest.fixture(params=["journal", "sqlite", "postgresql"])
-def url(request, folder):
-    """Where the study is kept: empty for the journal. Optuna never closes its connections."""
-    if request.param == "postgresql":
-        yield request.getfixturevalue("postgresql")
-    else:
-        yield "" if request.param == "journal" else f"sqlite:///{folder}.db"
-    gc.collect()
-
-
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory):
     """What is found where nothing goes wrong."""

@@ -35,11 +35,6 @@ from tests.search.helpers import (
 )
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "run"
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """A finished run that nothing happened to."""
