@@ -202,7 +202,8 @@ def evaluate(
 
     loaded = load(folder, tokenizer=tokenizer, device=place(device))
     named = [name for name in (tasks or "").split(",") if name]
-    if not (named or text or harness):
+    by_default = not (named or text or harness)
+    if by_default:
         named = [*loaded.labels]
     by_task, read, harnessed = {}, [], []
     for name in named:
@@ -211,8 +212,10 @@ def evaluate(
         names = [name for name in harness.split(",") if name]
         harnessed = on_harness(loaded, names, harness_tasks, console)
     others = (load(folder, name, device=place(device)) for name in loaded.labels)
-    reader = next((other for other in others if other.vocabulary.tokenizer), loaded)
-    if text or not (named or harness) or (reader.label and not tasks):
+    reader = loaded
+    if text or by_default:
+        reader = next((other for other in others if other.vocabulary.tokenizer), loaded)
+    if text or (by_default and (reader.vocabulary.tokenizer or not named)):
         lengths = contexts_of(contexts) if contexts else []
         known = [reader.task.source] if getattr(reader.task, "source", "") else []
         read = on_text(reader, text or known, lengths, windows, cache or reader.cache, console)

@@ -63,12 +63,12 @@ class Text:
     def harder(self) -> Text | None:
         """Rows twice as long of the same text; None if too few of them are held out."""
         longer = replace(self, seq_len=2 * self.seq_len)
-        there = _corpus(self._place).held_out_windows(longer.seq_len)
+        there = opened(self._place).held_out_windows(longer.seq_len)
         return longer if there >= FEWEST else None
 
     def about(self) -> str:
         """How much text there is, in one line."""
-        corpus = _corpus(self._place)
+        corpus = opened(self._place)
         rows = corpus.held_out_windows(self.seq_len)
         said = f"{corpus.name}, {count(corpus.text_bytes)} bytes in {corpus.documents} documents; "
         said += f"{rows} held-out rows of {self.seq_len} bytes"
@@ -89,7 +89,7 @@ class Text:
         Raises:
             CorpusError: if there is no text, or too little of it.
         """
-        corpus = _opened(self._place)
+        corpus = opened(self._place)
         rows = corpus.held_out_windows(self.seq_len)
         if rows < FEWEST or len(corpus.train) <= self.seq_len:
             raise CorpusError(
@@ -110,16 +110,14 @@ class Text:
         Returns:
             inputs_BT and targets_BT, int64, all scored.
         """
-        windows_BT = _corpus(self._place).drawn(n, self.seq_len, rng, train=train)
+        windows_BT = opened(self._place).drawn(n, self.seq_len, rng, train=train)
         return windows_BT[:, :-1].contiguous(), windows_BT[:, 1:].contiguous()
 
 
-def _opened(place: str) -> Corpus:
+@functools.lru_cache(maxsize=4)
+def opened(place: str) -> Corpus:
+    """A text by its absolute path or `hf:` name. Read once in a process: digest and rows agree."""
     from archsearch.scale.corpus import Corpus
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return Corpus.open([place] if place else [], "byte", cache / "archsearch" / "text")
-
-
-_corpus = functools.lru_cache(maxsize=4)(_opened)
-"""The same, without a look at the files where they were read before."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from archsearch.errors import CorpusError
-from archsearch.scale.text import Text
+from archsearch.scale.text import Text, opened
 from archsearch.train import generator
 from tests.helpers import TINY, in_process
 
@@ -21,6 +21,12 @@ def source(tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_bytes(TRAIN * 1900 + HELD_OUT * 100)
     return path
+
+
+def write(source, content):
+    """Write a text that a new process would read."""
+    source.write_bytes(content)
+    opened.cache_clear()
 
 
 def test_rows_are_windows_of_their_own_part_and_every_byte_is_asked(source):
@@ -76,9 +82,9 @@ def test_a_harder_task_has_longer_rows_of_the_same_text(source):
 def test_a_text_is_known_by_what_it_holds(source):
     task = Text(source=str(source), seq_len=24)
     before = task.digest()
-    source.write_bytes(source.read_bytes().replace(b"a", b"A", 1))
+    write(source, source.read_bytes().replace(b"a", b"A", 1))
     assert task.digest() != before
-    source.write_bytes(source.read_bytes().replace(b"A", b"a", 1))
+    write(source, source.read_bytes().replace(b"A", b"a", 1))
     assert task.digest() == before
 
 
@@ -103,17 +109,17 @@ def test_a_run_searches_on_text_and_refuses_to_go_on_with_another(source, tmp_pa
     done = in_process(*run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "text" in done.stdout
-    source.write_bytes(source.read_bytes() + b"more")
+    write(source, source.read_bytes() + b"more")
     again = in_process(*run, "--trials", "3", cwd=tmp_path)
     assert again.returncode != 0
     assert "other data behind Text(source='text.txt', seq_len=16)" in " ".join(again.stderr.split())
-    source.write_bytes(source.read_bytes()[:-4])
+    write(source, source.read_bytes()[:-4])
     assert in_process(*run, "--trials", "3", cwd=tmp_path).returncode == 0
     for given in (("runs/tiny", "model"), ("model", "again", "--format", "hf")):
         exported = in_process("export", *given, cwd=tmp_path)
         assert exported.returncode == 0, exported.stderr
     assert "next: archsearch generate again --prompt" in exported.stdout
-    source.write_bytes(source.read_bytes() + b"more")
+    write(source, source.read_bytes() + b"more")
     explained = in_process("explain", "runs/tiny", "--workers", "1", cwd=tmp_path)
     assert "other data behind" in " ".join(explained.stderr.split())
     scored = in_process("eval", "runs/tiny", cwd=tmp_path)
